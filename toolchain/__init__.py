@@ -1,0 +1,1 @@
+"""The build side: from a trained detector to a verified .tflite."""

@@ -1,0 +1,1 @@
+"""Recipes and networks that the package carries."""
