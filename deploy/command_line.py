@@ -5,8 +5,11 @@ Exit code 0 means success, 2 wrong use (click's own), 1 everything else that a u
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -45,35 +48,53 @@ def write_json(destination: str, value: Mapping[str, Any]) -> None:
     if destination == "-":
         click.echo(text, nl=False)
     else:
-        write_atomically(Path(destination), text.encode())
+        # Through a symbolic link, as the shell's own > does, so that /dev/stdout stays a link.
+        write_atomically(Path(os.path.realpath(destination)), text.encode())
 
 
 def write_atomically(destination: Path, content: bytes) -> None:
     """Writes to a temporary name in the same folder, then renames: the old file stays whole until the new one is.
 
-    Raises InputError when the folder is missing or not writable, or the disk is full.
+    A device or pipe is written to, not replaced. Raises InputError when the folder is missing or not writable, or the
+    disk is full.
     """
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.part")
+    if os.path.isdir(destination):
+        raise InputError(f"cannot write {destination}: it is a folder; name a file in it")
+    replace = os.path.isfile(destination) or not os.path.exists(destination)
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.part") if replace else destination
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, destination)
+            if replace:
+                os.fsync(file.fileno())
+        if replace:
+            os.replace(temporary, destination)
     except OSError as error:
-        raise InputError(f"cannot write {destination}: {error.strerror or error}; choose another place or free some") from error
+        reason = error.strerror or error
+        raise InputError(f"cannot write {destination}: {reason}; choose another place or free some") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if replace:
+            # Where the folder is a file, even to look for the temporary file is an error, and would hide the one above.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def run(command: click.Command, name: str) -> None:
-    """Runs a click command as a program and ends the process with its exit code."""
+    """Runs a click command as a program and ends the process with its exit code.
+
+    SIGTERM ends it as Ctrl-C does, so that temporary files go. A letter that standard output cannot show is escaped.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(exit_code(command, name, sys.argv[1:]))
 
 
 def exit_code(command: click.Command, name: str, arguments: list[str]) -> int:
     """Runs a click command and returns 0, 1 or 2; an error has been printed to standard error in one line."""
     context: click.Context | None = None
+    cause: BaseException
     try:
         with command.make_context(name, arguments) as context:
             command.invoke(context)
@@ -83,20 +104,20 @@ def exit_code(command: click.Command, name: str, arguments: list[str]) -> int:
     except click.UsageError as error:
         error.show()
         return 2
-    except (click.Abort, KeyboardInterrupt):
-        sentence = "interrupted; what was finished before is kept"
+    except (click.Abort, KeyboardInterrupt) as error:
+        cause, sentence = error, "interrupted; what was finished before is kept"
     except click.ClickException as error:
-        sentence = error.format_message()
+        cause, sentence = error, error.format_message()
     except BrokenPipeError:
         # Whoever read our output has gone (`slimdet … | head`): not worth a word, and stdout must not be flushed again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except SlimdetError as error:
-        sentence = str(error)
+        cause, sentence = error, str(error)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        sentence = f"{place}{error.strerror or error}; check that the path exists and can be read or written"
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+        cause, sentence = error, f"{reason}; check that the path exists and can be read or written"
     if context is not None and context.meta.get(_DEBUG_KEY):
-        traceback.print_exc()
+        traceback.print_exception(cause)
     click.echo(f"slimdet: error: {' '.join(sentence.split())}", err=True)
     return 1

@@ -1,0 +1,170 @@
+"""Draws detections into a picture: a box in its class's colour, and a filled label with the class and the score.
+
+Pillow writes the text. OpenCV before 5 shows "???" for every letter beyond ASCII, and the font that Pillow carries an
+empty box, so other letters are looked for in the machine's own fonts.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from deploy.detections import Detections
+
+#: Fonts that cover much and are common, by the file names under which Pillow finds them on Linux, macOS and Windows.
+_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "Arial Unicode.ttf",
+    "arialuni.ttf",
+    "arial.ttf",
+    "msyh.ttc",
+    "meiryo.ttc",
+    "malgun.ttf",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+)
+#: A code point that is no character, so that every font shows its sign for a missing one.
+_NO_CHARACTER = "\U0010ffff"
+_WHITE = (255, 255, 255)
+_BLACK = (0, 0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions:
+    """How each class is written in a picture, decided once for a model."""
+
+    #: By class number.
+    texts: tuple[str, ...]
+    #: File name of the font; None is the one that Pillow carries.
+    font: str | None
+    #: Labels whose letters no font of this machine has: their text is "class" and the number instead.
+    illegible: tuple[str, ...]
+
+
+def captions(labels: Sequence[str]) -> Captions:
+    """Chooses one font for all labels: Pillow's own if they are ASCII, else the first that lacks the fewest of them."""
+    labels = [" ".join("".join(c if c.isprintable() else " " for c in label).split()) for label in labels]
+    letters = set("".join(labels))
+    font_name, illegible = None, {label for label in labels if not label.isascii()}
+    for name in _FONTS:
+        if not illegible:
+            break
+        try:
+            missing = _missing(letters, name)
+        except OSError:
+            continue  # not on this machine
+        left = {label for label in labels if not missing.isdisjoint(label)}
+        if len(left) < len(illegible):
+            font_name, illegible = name, left
+    texts = [label if label and label not in illegible else f"class {number}" for number, label in enumerate(labels)]
+    return Captions(tuple(texts), font_name, tuple(label for label in labels if label in illegible))
+
+
+def _missing(letters: Iterable[str], font_name: str) -> set[str]:
+    """Those of the letters that the font lacks."""
+    font = _font(font_name, 16)
+    nothing = _mask(_NO_CHARACTER, font).tobytes()
+    return {c for c in letters if not c.isspace() and _mask(c, font).tobytes() == nothing}
+
+
+def colour(class_id: int) -> tuple[int, int, int]:
+    """The class's colour as BGR, 0..255; the same in every picture and every run.
+
+    Hues a golden ratio apart never repeat and keep neighbouring classes apart; three brightnesses take turns.
+    """
+    hue = class_id * (5**0.5 - 1) / 2 % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, (1.0, 0.8, 0.6)[class_id % 3])
+    return round(blue * 255), round(green * 255), round(red * 255)
+
+
+def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, BGR: whichever has the greater contrast ratio to the background (WCAG 2.1)."""
+    values = (v / 255 for v in background)
+    blue, green, red = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values)
+    luminance = 0.0722 * blue + 0.7152 * green + 0.2126 * red
+    # (1 + .05) / (luminance + .05) against (luminance + .05) / (0 + .05)
+    return _WHITE if 1.05 * 0.05 > (luminance + 0.05) ** 2 else _BLACK
+
+
+def draw(picture: np.ndarray, detections: Detections, written: Captions) -> None:
+    """Draws into the picture itself, uint8 (h, w, 3) BGR: all boxes, then all labels, the best detection on top.
+
+    Lines and letters grow with the picture. A label stands on its box, inside it where there is no room above, and
+    never leaves the picture. Boxes are finite, in pixels of the picture.
+    """
+    mean_side = (picture.shape[0] + picture.shape[1]) / 2
+    thickness = max(1, round(mean_side / 270))
+    letter_height = max(11, round(mean_side / 45))
+    worst_first = range(len(detections))[::-1]
+    corners = np.rint(detections.boxes).astype(int).tolist()
+    for i in worst_first:
+        left, top, right, bottom = corners[i]
+        # Pixel i covers i to i + 1, so the last pixel of the box is the one before its edge.
+        opposite = max(left, right - 1), max(top, bottom - 1)
+        cv2.rectangle(picture, (left, top), opposite, colour(int(detections.class_ids[i])), thickness)
+    for i in worst_first:
+        class_id = int(detections.class_ids[i])
+        text = f"{_text(written, class_id)} {detections.scores[i]:.2f}"
+        label = _label(text, colour(class_id), letter_height, written.font)
+        _place(picture, label, corners[i][0] - thickness // 2, corners[i][1] - thickness // 2, corners[i][1])
+
+
+def _place(picture: np.ndarray, label: np.ndarray, left: int, bottom: int, otherwise_top: int) -> None:
+    """Copies the label into the picture with its foot at bottom, or its head at otherwise_top if that is too high."""
+    label = label[: picture.shape[0], : picture.shape[1]]
+    height, width = label.shape[:2]
+    top = bottom - height if bottom >= height else otherwise_top
+    top = min(max(top, 0), picture.shape[0] - height)
+    left = min(max(left, 0), picture.shape[1] - width)
+    picture[top : top + height, left : left + width] = label
+
+
+def _text(written: Captions, class_id: int) -> str:
+    return written.texts[class_id] if 0 <= class_id < len(written.texts) else f"class {class_id}"
+
+
+# A video shows the same labels again and again, and one costs 0.2 ms to write.
+@functools.lru_cache(maxsize=1024)
+def _label(text: str, background: tuple[int, int, int], letter_height: int, font_name: str | None) -> np.ndarray:
+    """The filled label with its text, uint8 (h, w, 3) BGR."""
+    font = _font(font_name, letter_height)
+    mask = _mask(text, font)
+    gap = max(2, letter_height // 5)
+    # Every label of a size is equally high, whatever letters it has.
+    ascent, descent = font.getmetrics()
+    alpha = np.zeros((max(ascent + descent, mask.shape[0]) + gap // 2 * 2, mask.shape[1] + 2 * gap, 1), np.float32)
+    alpha[gap // 2 : gap // 2 + mask.shape[0], gap : gap + mask.shape[1], 0] = mask.astype(np.float32) / 255
+    behind, letters = (np.array(v, np.float32) for v in (background, text_colour(background)))
+    label = behind * (1 - alpha) + letters * alpha
+    finished = np.rint(label).astype(np.uint8)
+    finished.flags.writeable = False  # the cache hands out the same array again
+    return finished
+
+
+@functools.lru_cache(maxsize=64)
+def _font(name: str | None, letter_height: int) -> ImageFont.FreeTypeFont:
+    """Raises OSError where the machine has no such font."""
+    if name is not None:
+        return ImageFont.truetype(name, letter_height)
+    font = ImageFont.load_default(letter_height)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # what Pillow promises where a size is given
+    return font
+
+
+def _mask(text: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
+    """Coverage of each pixel, uint8 (h, w), from the top of the tallest letter's line."""
+    _, _, right, bottom = (round(v) for v in font.getbbox(text))
+    image = Image.new("L", (max(right, 1), max(bottom, 1)))
+    ImageDraw.Draw(image).text((0, 0), text, font=font, fill=255)
+    return np.asarray(image)

@@ -1,0 +1,141 @@
+"""From a source through the detector to wherever its detections go."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+
+from deploy import draw
+from deploy.detections import Detections
+from deploy.detector import Detector
+from deploy.errors import InputError
+from deploy.output import JsonLines, Progress, VideoFile, in_words, printable, write_picture
+from deploy.source import Frame, Source, Video, read_pictures
+
+#: Takes each frame and what was found in it.
+Sink = Callable[[Frame, Detections], None]
+
+
+def run(detector: Detector, source: Source, out: Path | None, jsonl: str | None) -> None:
+    """Runs the detector over the source.
+
+    out: folder of annotated pictures, jsonl: file of JSON lines or "-"; with neither, a line of words a picture is
+    printed. A summary follows: on standard output in that case, else on standard error.
+
+    Raises InputError where nothing can be read, a result cannot be written, or the model gives numbers that are none.
+    """
+    labels = detector.contract.labels
+    tally = _Tally()
+    with contextlib.ExitStack() as stack:
+        video = stack.enter_context(Video(source.path)) if source.kind == "video" else None
+        sinks: list[Sink] = []
+        if out is not None:
+            sinks.append(_annotator(labels, out, video, stack))
+        if jsonl is not None:
+            # Entered last, so finished first: whatever becomes of the annotated video, the lines are safe.
+            sinks.append(stack.enter_context(JsonLines(jsonl, labels)).write)
+        if not sinks and video is None:
+            sinks.append(functools.partial(_tell, labels, tally))
+        elif not (jsonl == "-" and sys.stdout.isatty()):
+            total, unit = (video.announced, "frames") if video else (len(source.files), "pictures")
+            sinks.append(stack.enter_context(Progress(total, unit)).step)
+        for frame in video.frames() if video else read_pictures(source, tally.skip):
+            begin = time.perf_counter()
+            found = detector.detect(frame.pixels)
+            tally.add(found, time.perf_counter() - begin)
+            _check(frame, found)
+            for sink in sinks:
+                sink(frame, found)
+        if not tally.seconds:
+            raise InputError(f"not one of {tally.skipped} pictures in {source.path} can be read; see the lines above")
+    _summarize(labels, tally, source, video, to_stderr=out is not None or jsonl is not None)
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What a run has seen so far."""
+
+    #: Detections by class number.
+    counts: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    #: Time of each picture or frame from pixels to boxes.
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+
+    def add(self, found: Detections, seconds: float) -> None:
+        self.counts.update(found.class_ids.tolist())
+        self.seconds.append(seconds)
+
+    def skip(self, _: Path, reason: str) -> None:
+        self.skipped += 1
+        click.echo(f"skipped: {printable(reason)}", err=True)
+
+
+def _check(frame: Frame, found: Detections) -> None:
+    """Raises InputError where a box or score is not finite: it can neither be drawn nor be put in JSON."""
+    if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+        raise InputError(
+            f"boxes and scores are finite numbers, the model gave others for frame {frame.index} of {frame.source}; "
+            "it is damaged or badly quantized"
+        )
+
+
+def _annotator(labels: Sequence[str], out: Path, video: Video | None, stack: contextlib.ExitStack) -> Sink:
+    """What draws into each frame and writes it. It changes the frame's pixels."""
+    captions = draw.captions(labels)
+    if captions.illegible:
+        count = len(captions.illegible)
+        click.echo(
+            f"note: no font of this machine has the letters of {count} label{'s' if count > 1 else ''}, such as "
+            f"{printable(captions.illegible[0])}; pictures show class numbers instead. A Noto or DejaVu font helps",
+            err=True,
+        )
+    if video is None:
+
+        def write(frame: Frame, found: Detections) -> None:
+            draw.draw(frame.pixels, found, captions)
+            write_picture(out, frame.source, frame.pixels)
+
+    else:
+        film = stack.enter_context(VideoFile(out / f"{video.path.stem}.mp4", video.fps, video.size))
+
+        def write(frame: Frame, found: Detections) -> None:
+            draw.draw(frame.pixels, found, captions)
+            film.write(frame.pixels)
+
+    return write
+
+
+def _tell(labels: Sequence[str], tally: _Tally, frame: Frame, found: Detections) -> None:
+    """Prints one line of a picture for people."""
+    words = in_words(collections.Counter(found.class_ids.tolist()), labels)
+    click.echo(f"{printable(frame.source)}: {words}  {tally.seconds[-1] * 1000:.1f} ms")
+
+
+def _summarize(labels: Sequence[str], tally: _Tally, source: Source, video: Video | None, to_stderr: bool) -> None:
+    count = len(tally.seconds)
+    # Containers that count their frames by duration may be off by one or two.
+    if video and count < min(video.announced - 2, video.announced * 0.99):
+        click.echo(
+            f"note: {printable(source.path)} announces {video.announced} frames, {count} can be read; "
+            "it is cut or damaged after them",
+            err=True,
+        )
+    if source.kind == "picture" and not to_stderr:
+        return  # its one line says it all
+    unit = "frame" if video else "picture"
+    units = f"{count} {unit}{'s' if count > 1 else ''}" + (f" ({tally.skipped} skipped)" if tally.skipped else "")
+    milliseconds = statistics.median(tally.seconds) * 1000
+    click.echo(
+        f"{printable(source.path)}: {units}, {in_words(tally.counts, labels)}, {milliseconds:.1f} ms a {unit} (median)",
+        err=to_stderr,
+    )

@@ -1,0 +1,287 @@
+"""The LiteRT interpreter on one file: named tensors in, named tensors out, on the backend that was asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from deploy.chatter import without_chatter
+from deploy.contract import ROLES, Contract, Input, Scale, Tensor, YoloHead
+from deploy.errors import BackendError, ContractError, InputError
+
+#: cpu: XNNPACK takes what it can. cpu-builtin: the runtime's own optimised kernels. cpu-reference: its plain ones.
+BACKENDS = ("cpu", "cpu-builtin", "cpu-reference")
+
+_MOST_THREADS = 256
+_RESOLVERS = {
+    "cpu": OpResolverType.AUTO,
+    "cpu-builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    "cpu-reference": OpResolverType.BUILTIN_REF,
+}
+_SIGNATURE = "serving_default"
+
+
+class Delegated(NamedTuple):
+    """How many of the file's nodes XNNPACK computes; the kernels of the runtime itself do the rest."""
+
+    nodes: int
+    total: int
+
+
+class Model:
+    """A .tflite on one backend, ready to run. Not for several threads at once.
+
+    `inputs` and `outputs` stand under their signature's names, or under the tensors' own where the file has no
+    signature.
+
+    Raises InputError where the content is no readable .tflite, BackendError where the backend is not to be had or
+    cannot run the file.
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    def __init__(self, content: bytes, backend: str = "cpu", threads: int = 1) -> None:
+        resolver = op_resolver(backend)
+        if not 1 <= threads <= _MOST_THREADS:
+            raise InputError(f"threads is a whole number from 1 to {_MOST_THREADS}, not {threads}; the default is 1")
+        self.backend, self.threads = backend, threads
+        self._interpreter = _open(content, resolver, threads)
+        try:
+            with without_chatter():
+                self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(
+                f"backend {backend} cannot run this file ({_first_line(error)}); it holds built-in operations only, "
+                "and other backends are " + ", ".join(name for name in BACKENDS if name != backend)
+            ) from error
+        inputs, outputs = _details(self._interpreter)
+        self.inputs = tuple(_tensor(name, details) for name, details in inputs.items())
+        self.outputs = tuple(_tensor(name, details) for name, details in outputs.items())
+        self._input_indices = {name: int(details["index"]) for name, details in inputs.items()}
+        self._output_indices = {name: int(details["index"]) for name, details in outputs.items()}
+        self._views = {name: self._interpreter.tensor(index) for name, index in self._output_indices.items()}
+        self._memory = {name: self._output_memory(name) for name in self._views}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name, as the file gives them (quantized ones stay so). They are read-only and lie in the
+        interpreter's own memory: valid until the next run, so copy what is kept longer.
+
+        Raises InputError where a name, shape or dtype is not the file's, BackendError where the run fails.
+        """
+        if len(inputs) != len(self.inputs):
+            known = ", ".join(self._input_indices)
+            raise InputError(f"the file reads {known}, each once, not {', '.join(inputs) or 'nothing'}")
+        for tensor in self.inputs:
+            array = inputs.get(tensor.name)
+            if array is None or array.shape != tensor.shape or array.dtype != tensor.dtype:
+                got = "nothing" if array is None else f"{array.dtype} {array.shape}"
+                raise InputError(f"input {tensor.name!r} is {tensor.dtype} {tensor.shape}, not {got}; convert it")
+            self._interpreter.set_tensor(self._input_indices[tensor.name], array)
+        try:
+            self._interpreter.invoke()
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(f"backend {self.backend} failed on this input: {_first_line(error)}") from error
+        return {tensor.name: self._output(tensor) for tensor in self.outputs}
+
+    @functools.cached_property
+    def delegated(self) -> Delegated:
+        """What XNNPACK took of the file's nodes."""
+        # A node named DELEGATE stands for those between its inputs and its outputs, which stay in the list.
+        operations = self._interpreter._get_ops_details()
+        own = [operation for operation in operations if operation["op_name"] != "DELEGATE"]
+        maker = {int(output): operation for operation in own for output in operation["outputs"]}
+        taken: set[int] = set()
+        for delegate in operations:
+            if delegate["op_name"] != "DELEGATE":
+                continue
+            border = {int(tensor) for tensor in delegate["inputs"]}
+            waiting = [int(tensor) for tensor in delegate["outputs"]]
+            while waiting:
+                tensor = waiting.pop()
+                if tensor in maker and tensor not in border and maker[tensor]["index"] not in taken:
+                    taken.add(maker[tensor]["index"])
+                    waiting += [int(source) for source in maker[tensor]["inputs"]]
+        return Delegated(len(taken), len(own))
+
+    def outputs_of(self, operation: str) -> list[tuple[str, ...]]:
+        """For every node of that name, such as TFLite_Detection_PostProcess: the names of the file's outputs that it
+        writes, in the node's order; "" for a tensor that is no output of the file."""
+        names = {index: name for name, index in self._output_indices.items()}
+        return [
+            tuple(names.get(int(index), "") for index in node["outputs"])
+            for node in self._interpreter._get_ops_details()
+            if node["op_name"] == operation
+        ]
+
+    def _output_memory(self, name: str) -> np.ndarray | None:
+        """The output's memory, None where there is none before a run."""
+        try:
+            memory = self._views[name]()
+        except ValueError:
+            return None
+        return np.asarray(_OutputMemory(self._interpreter, memory))
+
+    def _output(self, tensor: Tensor) -> np.ndarray:
+        array = self._memory[tensor.name]
+        if array is not None and _address(array) == _address(self._views[tensor.name]()):
+            return array
+        # Allocated anew in runs, because its shape is computed: such memory can vanish, so it is copied from now on.
+        self._memory[tensor.name] = None
+        copied = self._interpreter.get_tensor(self._output_indices[tensor.name])
+        if copied.shape != tensor.shape:
+            raise BackendError(
+                f"outputs have fixed shapes, but {tensor.name!r} became {copied.shape} instead of {tensor.shape}; "
+                "convert the model with a fixed input shape"
+            )
+        return copied
+
+
+class _OutputMemory:
+    """An output's memory as numpy reads it.
+
+    The array that `Interpreter.tensor` returns counts as a reference to its inner object, and while one exists the
+    interpreter refuses to run. This one holds the interpreter itself: the memory lives as long as the array does.
+    """
+
+    def __init__(self, interpreter: Interpreter, memory: np.ndarray) -> None:
+        self.interpreter = interpreter
+        read_only = True
+        self.__array_interface__ = {
+            "data": (_address(memory), read_only),
+            "shape": memory.shape,
+            "typestr": memory.dtype.str,
+            "version": 3,
+        }
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def op_resolver(backend: str) -> OpResolverType:
+    """The kernels of a backend. Raises BackendError for a name that is unknown or not yet to be had."""
+    if backend not in _RESOLVERS:
+        known = ", ".join(BACKENDS)
+        if backend == "gpu" or backend.startswith("delegate:"):
+            raise BackendError(f"backend {backend!r} is not built in yet; choose one of {known}")
+        raise BackendError(f"a backend is one of {known}, not {backend!r}")
+    return _RESOLVERS[backend]
+
+
+def check(model: Model, contract: Contract) -> None:
+    """Raises ContractError, naming the tensor, where the file's tensors are not those that its metadata tells of, or
+    cannot hold what its head says."""
+    actual = {tensor.name: tensor for tensor in (*model.inputs, *model.outputs)}
+    stated = {tensor.name: tensor for tensor in contract.tensors}
+    for name in [*actual, *stated]:
+        if actual.get(name) != stated.get(name):
+            raise ContractError(
+                f"the metadata contradicts the file: tensor {name!r} is {_words(actual.get(name))}, but the metadata "
+                f"says {_words(stated.get(name))}; build the file anew"
+            )
+    if len(model.inputs) != 1:
+        raise ContractError(f"a detector reads one picture, but this file has {len(model.inputs)} inputs; give another")
+    _check_input(model.inputs[0], contract.input)
+    outputs = {tensor.name: tensor for tensor in model.outputs}
+    for name, (shape, dtypes) in _expected_outputs(contract).items():
+        tensor = outputs.get(name)
+        if tensor is None or tensor.shape != shape or tensor.dtype not in dtypes:
+            raise ContractError(
+                f"the metadata's head contradicts the file: output {name!r} must be {' or '.join(dtypes)} {shape}, "
+                f"but is {_words(tensor)}; build the file anew"
+            )
+
+
+def _check_input(tensor: Tensor, stated: Input) -> None:
+    shape = (1, stated.height, stated.width, 3)
+    quantized = tensor.dtype in ("int8", "uint8") and tensor.scale > 0
+    if tensor.name != stated.name or tensor.shape != shape or not (quantized or tensor.dtype == "float32"):
+        raise ContractError(
+            f"the metadata contradicts the file: its input {stated.name!r} must be float32, or quantized int8 or "
+            f"uint8, {shape}, but the file reads {tensor.name!r}, {_words(tensor)}; build the file anew"
+        )
+
+
+def _expected_outputs(contract: Contract) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+    """Shape and dtypes of every output that the head reads, by name."""
+    head, size = contract.head, contract.input
+    if isinstance(head, YoloHead):
+        dtypes = ("float32", "int8", "uint8")
+        return {
+            scale.outputs[role]: (shape, dtypes)
+            for scale in head.scales
+            for role, shape in _grid(scale, size, len(contract.labels)).items()
+        }
+    shapes = {tensor.name: tensor.shape for tensor in contract.tensors}
+    rows = next(iter(shapes.get(head.scores, ())[1:]), 0)
+    return {
+        head.boxes: ((1, rows, 4), ("float32",)),
+        head.classes: ((1, rows), ("float32",)),
+        head.scores: ((1, rows), ("float32",)),
+        head.count: ((1,), ("float32",)),
+    }
+
+
+def _grid(scale: Scale, size: Input, classes: int) -> dict[str, tuple[int, ...]]:
+    if size.height % scale.stride or size.width % scale.stride:
+        raise ContractError(
+            f"a stride divides the input's height and width, but the metadata says stride {scale.stride} at "
+            f"{size.height}x{size.width}; build the file anew"
+        )
+    height, width, anchors = size.height // scale.stride, size.width // scale.stride, len(scale.anchors)
+    depth = {"xy": 2, "wh": 2, "objectness": 1, "classes": classes}
+    return {role: (1, height, width, anchors * depth[role]) for role in ROLES}
+
+
+def _words(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "missing"
+    quantized = f", scale {tensor.scale!r}, zero point {tensor.zero_point}" if tensor.scale else ""
+    return f"{tensor.dtype} {tensor.shape}{quantized}"
+
+
+def _open(content: bytes, resolver: OpResolverType, threads: int) -> Interpreter:
+    if content[4:8] != b"TFL3":
+        raise InputError("a .tflite has TFL3 at bytes 4 to 8, which this content lacks; give a .tflite")
+    try:
+        return Interpreter(model_content=content, num_threads=threads, experimental_op_resolver_type=resolver)
+    except (RuntimeError, ValueError) as error:
+        reason = _first_line(error)
+        raise InputError(f"the .tflite is damaged or cut short ({reason}); copy or build it anew") from error
+
+
+def _details(interpreter: Interpreter) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The runtime's own description of inputs and outputs by name."""
+    signatures = interpreter.get_signature_list()
+    if signatures:
+        key = next(iter(signatures)) if len(signatures) == 1 else _SIGNATURE
+        if key not in signatures:
+            raise InputError(f"of several signatures, {_SIGNATURE!r} is run, but this file has {', '.join(signatures)}")
+        # Its runner counts as a reference to the interpreter's memory, so it is not kept.
+        runner = interpreter.get_signature_runner(key)
+        return runner.get_input_details(), runner.get_output_details()
+    inputs = {details["name"]: details for details in interpreter.get_input_details()}
+    outputs = {details["name"]: details for details in interpreter.get_output_details()}
+    if len(outputs) < len(interpreter.get_output_details()):
+        raise InputError("outputs are told apart by name, but this file has one twice; give a file with a signature")
+    return inputs, outputs
+
+
+def _tensor(name: str, details: Mapping[str, Any]) -> Tensor:
+    scale, zero_point = details["quantization"]
+    return Tensor(
+        name=name,
+        shape=tuple(int(side) for side in details["shape"]),
+        dtype=np.dtype(details["dtype"]).name,
+        scale=float(scale),
+        zero_point=int(zero_point),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
