@@ -60,14 +60,16 @@ class Detector:
         """The raw outputs by name, valid until the next call. tensor: what `preprocess` returned."""
         return self.model.run({self.contract.input.name: tensor})
 
-    def postprocess(self, outputs: Mapping[str, np.ndarray], placement: Placement) -> Detections:
-        """Decodes, suppresses, and moves the boxes to pixels of the picture, best first. What lies in the bars of a
-        letterbox alone is left out."""
+    def postprocess(self, outputs: Mapping[str, np.ndarray], placement: Placement, *, clip: bool = True) -> Detections:
+        """Decodes, suppresses, and moves the boxes to pixels of the picture, best first. They are clipped to the picture,
+        and what lies in the bars of a letterbox alone is left out; with clip=False all stay as the network gives them."""
         found = decode(outputs, self.contract, self.conf)
         if isinstance(self.contract.head, PostprocessHead):
             found = found.take(np.argsort(-found.scores, kind="stable")[: self.limit])
         else:
             found = found.take(nms(found.boxes, found.scores, found.class_ids, self.iou, self.limit))
-        boxes = to_source(found.boxes, placement)
+        boxes = to_source(found.boxes, placement, clip=clip)
+        if not clip:
+            return Detections(boxes, found.scores, found.class_ids)
         inside = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
         return Detections(boxes, found.scores, found.class_ids).take(inside)

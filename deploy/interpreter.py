@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ class Model:
             raise InputError(f"threads is a whole number from 1 to {_MOST_THREADS}, not {threads}; the default is 1")
         self.backend, self.threads = backend, threads
         self._interpreter = _open(content, resolver, threads)
+        opened = time.perf_counter_ns()
         try:
             with without_chatter():
                 self._interpreter.allocate_tensors()
@@ -59,6 +61,8 @@ class Model:
                 f"backend {backend} cannot run this file ({_first_line(error)}); it holds built-in operations only, "
                 "and other backends are " + ", ".join(name for name in BACKENDS if name != backend)
             ) from error
+        #: Milliseconds that laying out the tensors in memory took, delegates included.
+        self.allocate_ms = (time.perf_counter_ns() - opened) / 1e6
         inputs, outputs = _details(self._interpreter)
         self.inputs = tuple(_tensor(name, details) for name, details in inputs.items())
         self.outputs = tuple(_tensor(name, details) for name, details in outputs.items())

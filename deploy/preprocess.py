@@ -64,13 +64,15 @@ def place(source_hw: tuple[int, int], input: Input) -> Placement:
     )
 
 
-def to_source(boxes: np.ndarray, placement: Placement) -> np.ndarray:
-    """Boxes in pixels of the source, float32 (n, 4), clipped to the picture. boxes: float (n, 4) as x1, y1, x2, y2 in
-    pixels of the input."""
+def to_source(boxes: np.ndarray, placement: Placement, *, clip: bool = True) -> np.ndarray:
+    """Boxes in pixels of the source, float32 (n, 4), clipped to the picture unless clip is False. boxes: float (n, 4) as
+    x1, y1, x2, y2 in pixels of the input."""
     scale = np.array([placement.scale_x, placement.scale_y] * 2, np.float32)
     pad = np.array([placement.pad_x, placement.pad_y] * 2, np.float32)
     most = np.array([placement.source_width, placement.source_height] * 2, np.float32)
-    moved = (np.asarray(boxes, np.float32) - pad) / scale
+    moved: np.ndarray = (np.asarray(boxes, np.float32) - pad) / scale
+    if not clip:
+        return moved
     return np.minimum(np.maximum(moved, 0, out=moved), most, out=moved)
 
 

@@ -1,0 +1,269 @@
+"""Measures the mean average precision of a .tflite on a labelled data set in VOC layout, as the device computes it.
+
+Pictures are decoded in a thread of their own while the model runs on the ones before; few wait at a time, so memory
+stays bounded. Pre-processing, decoding and NMS are those of `deploy`.
+
+Coordinates. A detection's pixel i covers i to i + 1; VOC counts pixels from 1. For `voc07`, `voc` and `darknet`
+detections are moved by +1, as darknet's own `detector valid` does it for the devkit, and as its voc_label.py does it
+to the truth the other way round; no other choice meets the reference figures. For `coco` truths become [xmin - 1,
+ymin - 1, xmax, ymax], the pixels' outer edges. Detections are scored as the network gives them, not cut at the
+picture's border (darknet's `detector map` does not either; cutting gains some 0.1 to 0.6 points).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from benchmarks.classes import Matching, match_classes
+from benchmarks.coco_metric import coco_precisions
+from benchmarks.dataset import Dataset, Picture, Skipped, fit_boxes, read_voc
+from benchmarks.environment import environment
+from benchmarks.voc_metric import Found, Truths, average_precisions
+from deploy.detections import Detections
+from deploy.detector import Detector
+from deploy.errors import InputError
+from deploy.picture import read_picture
+
+Protocol = Literal["voc07", "voc", "darknet", "coco"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+#: Decoded pictures that wait for the model: enough to even out large and small ones, few enough for a small board's
+#: memory.
+AHEAD = 4
+
+#: Detections kept of a picture: as many as NMS looks at. COCO counts 100 a class, so nothing that counts is cut off.
+LIMIT = 10_000
+
+#: IoU from which a detection is a hit in the VOC family.
+IOU_THRESHOLD = 0.5
+
+
+@dataclasses.dataclass(eq=False)
+class _Seen:
+    """What has been seen so far: per scored picture its truths and detections, and where the time went."""
+
+    truths: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
+    found: list[Detections] = dataclasses.field(default_factory=list)
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
+    other_size: list[str] = dataclasses.field(default_factory=list)
+    clipped: int = 0
+    dropped: int = 0
+    seconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(("decode_s", "preprocess_s", "invoke_s", "postprocess_s"), 0.0)
+    )
+
+
+def measure_accuracy(
+    model: Path,
+    data: Path,
+    split: str,
+    protocol: str,
+    *,
+    backend: str = "cpu",
+    threads: int = 1,
+    conf: float = 0.005,
+    iou: float = 0.45,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """The mAP of a .tflite, as plain JSON: `map` (0 to 1), `per_class`, `protocol`, `images` (those scored), and all
+    that the figure depends on. `map` is at IoU 0.5, for coco the mean over .50:.05:.95 with `map50` and `map75`
+    beside it.
+
+    Only classes that model and data share are scored, and of these only those with a truth. conf: least score, 0..1.
+    iou: of the suppression, 0..1. progress is called with the pictures done and their total.
+
+    Raises InputError for a protocol, data set or model that cannot be used, BackendError for the backend. A single
+    picture that cannot be used is left out, of the truth as well, and listed under `skipped`.
+    """
+    start = time.perf_counter()
+    if protocol not in PROTOCOLS:
+        raise InputError(f"a protocol is one of {', '.join(PROTOCOLS)}, not {protocol!r}")
+    dataset = read_voc(data, split)
+    detector = Detector(model, backend, threads, conf=conf, iou=iou, limit=LIMIT)
+    matching = match_classes(detector.contract.labels, dataset.names)
+    if not matching.pairs:
+        raise InputError(
+            f"a model is scored on classes that it shares with the data: none of its {len(matching.model_only)} "
+            f"({_some(matching.model_only)}) is one of the data's {len(dataset.names)} ({_some(matching.data_only)})"
+        )
+    seen = _look(dataset, detector, progress)
+    if not seen.found:
+        raise InputError(
+            f"accuracy needs pictures: none of {split!r} in {data} can be read ({seen.skipped[-1].reason})"
+        )
+    metric_start = time.perf_counter()
+    truths, found = _flatten(seen, dataset, matching)
+    if not (~truths.difficult).any():
+        raise InputError(
+            f"accuracy needs truths: {split!r} in {data} has none of the classes that the model knows; check the data"
+        )
+    scores = _score(truths, found, len(seen.found), len(dataset.names), protocol)
+    end = time.perf_counter()
+    seconds = {**seen.seconds, "metric_s": end - metric_start, "wall_s": end - start}
+    return {
+        **_figures(scores, dataset.names, matching),
+        "protocol": protocol,
+        "iou_threshold": "0.50:0.05:0.95" if protocol == "coco" else IOU_THRESHOLD,
+        "images": len(seen.found),
+        "truths": int((~truths.difficult).sum()),
+        "difficult": int(truths.difficult.sum()),
+        "detections": len(found),
+        **_left_out(seen, dataset, matching),
+        **_settings(model, data, split, detector),
+        **seconds,
+        "wall_ratio": seconds["wall_s"] / max(seconds["decode_s"] + seconds["invoke_s"], 1e-9),
+        "environment": environment(),
+    }
+
+
+def _look(dataset: Dataset, detector: Detector, progress: Callable[[int, int], None] | None) -> _Seen:
+    """Runs the detector over all pictures that can be read."""
+    seen = _Seen()
+    with contextlib.closing(_decoded(dataset.pictures)) as decoded:
+        for done, (picture, pixels, seconds) in enumerate(decoded, 1):
+            seen.seconds["decode_s"] += seconds
+            if isinstance(pixels, InputError):
+                seen.skipped.append(Skipped(picture.id, str(pixels)))
+            else:
+                _note_truths(seen, picture, *pixels.shape[:2])
+                seen.found.append(_detect(detector, pixels, seen.seconds))
+            if progress:
+                progress(done, len(dataset.pictures))
+    return seen
+
+
+def _decoded(pictures: tuple[Picture, ...]) -> Generator[tuple[Picture, np.ndarray | InputError, float], None, None]:
+    """Each picture in order with its pixels, or why there are none, and the seconds that took. Decodes AHEAD of them
+    in a thread, which has ended when the iterator is closed or exhausted."""
+
+    def decode(picture: Picture) -> tuple[Picture, np.ndarray | InputError, float]:
+        start = time.perf_counter()
+        try:
+            pixels: np.ndarray | InputError = read_picture(picture.path)
+        except InputError as error:
+            pixels = error
+        return picture, pixels, time.perf_counter() - start
+
+    waiting: deque[Future[tuple[Picture, np.ndarray | InputError, float]]] = deque()
+    pool = ThreadPoolExecutor(1, "decode")
+    try:
+        for picture in pictures:
+            waiting.append(pool.submit(decode, picture))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _detect(detector: Detector, bgr: np.ndarray, seconds: dict[str, float]) -> Detections:
+    """Detections in pixels of the picture, not cut at its border; adds to the seconds."""
+    clock = [time.perf_counter()]
+    tensor, placement = detector.preprocess(bgr)
+    clock.append(time.perf_counter())
+    outputs = detector.invoke(tensor)
+    clock.append(time.perf_counter())
+    found = detector.postprocess(outputs, placement, clip=False)
+    clock.append(time.perf_counter())
+    for name, spent in zip(("preprocess_s", "invoke_s", "postprocess_s"), np.diff(clock), strict=True):
+        seconds[name] += float(spent)
+    return found
+
+
+def _note_truths(seen: _Seen, picture: Picture, height: int, width: int) -> None:
+    """Fits the picture's truths to its real size; what had to be changed is counted."""
+    annotation = picture.annotation
+    boxes, keep, clipped = fit_boxes(annotation.boxes, width, height)
+    names = np.array(annotation.names, object)
+    seen.truths.append((boxes[keep], names[keep], annotation.difficult[keep]))
+    seen.clipped += clipped
+    seen.dropped += int((~keep).sum())
+    if annotation.size not in (None, (width, height)):
+        seen.other_size.append(picture.id)
+
+
+def _flatten(seen: _Seen, dataset: Dataset, matching: Matching) -> tuple[Truths, Found]:
+    """Truths and detections of the shared classes, under the data's class ids."""
+    index = {name: place for place, name in enumerate(dataset.names) if place in matching.pairs.values()}
+    class_ids = np.array([index.get(name, -1) for _, names, _ in seen.truths for name in names], np.int64)
+    images = np.repeat(np.arange(len(seen.truths)), [len(names) for _, names, _ in seen.truths])
+    boxes = np.concatenate([boxes for boxes, _, _ in seen.truths])
+    difficult = np.concatenate([flags for _, _, flags in seen.truths])
+    keep = class_ids >= 0
+    truths = Truths(images[keep], class_ids[keep], boxes[keep], difficult[keep])
+
+    data_class = np.full(max(matching.pairs) + 1, -1)
+    data_class[list(matching.pairs)] = list(matching.pairs.values())
+    model_class = np.concatenate([found.class_ids for found in seen.found])
+    class_ids = np.where(model_class < len(data_class), data_class[np.minimum(model_class, len(data_class) - 1)], -1)
+    images = np.repeat(np.arange(len(seen.found)), [len(found) for found in seen.found])
+    boxes = np.concatenate([found.boxes for found in seen.found])
+    scores = np.concatenate([found.scores for found in seen.found])
+    keep = class_ids >= 0
+    return truths, Found(images[keep], class_ids[keep], boxes[keep], scores[keep])
+
+
+def _score(truths: Truths, found: Found, images: int, classes: int, protocol: Protocol) -> dict[str, np.ndarray]:
+    """AP of each class by the name of its mean, NaN where a class has no truth."""
+    if protocol != "coco":
+        moved = dataclasses.replace(found, boxes=found.boxes.astype(np.float64) + 1)
+        return {"map": average_precisions(truths, moved, classes, protocol, IOU_THRESHOLD)}
+    edges = dataclasses.replace(truths, boxes=truths.boxes - np.array([1, 1, 0, 0]))
+    precisions = coco_precisions(edges, found, images, classes)
+    return {"map": precisions.all, "map50": precisions.at50, "map75": precisions.at75}
+
+
+def _figures(scores: Mapping[str, np.ndarray], names: tuple[str, ...], matching: Matching) -> dict[str, Any]:
+    scored = [place for place in sorted(matching.pairs.values()) if not np.isnan(scores["map"][place])]
+    figures: dict[str, Any] = {name: float(np.mean(values[scored])) for name, values in scores.items()}
+    figures["per_class"] = {names[place]: float(scores["map"][place]) for place in scored}
+    return figures
+
+
+def _left_out(seen: _Seen, dataset: Dataset, matching: Matching) -> dict[str, Any]:
+    """All that did not count, or was changed."""
+    skipped = [*dataset.skipped, *seen.skipped]
+    scorable = {name for boxes, names, difficult in seen.truths for name in names[~difficult]}
+    shared = [dataset.names[place] for place in sorted(matching.pairs.values())]
+    return {
+        "skipped_count": len(skipped),
+        "skipped": [dataclasses.asdict(one) for one in skipped],
+        "classes_without_truth": [name for name in shared if name not in scorable],
+        "data_classes_without_partner": list(matching.data_only),
+        "model_classes_without_partner": list(matching.model_only),
+        "boxes_clipped": seen.clipped,
+        "boxes_dropped": seen.dropped,
+        "pictures_of_other_size_than_annotated": seen.other_size,
+    }
+
+
+def _settings(model: Path, data: Path, split: str, detector: Detector) -> dict[str, Any]:
+    contract = detector.contract
+    return {
+        "model": str(model),
+        "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "precision": contract.precision,
+        "input": [contract.input.height, contract.input.width],
+        "resize": contract.input.resize,
+        "data": str(data),
+        "split": split,
+        "conf": detector.conf,
+        "iou": detector.iou,
+        "backend": detector.model.backend,
+        "threads": detector.model.threads,
+    }
+
+
+def _some(names: tuple[str, ...], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

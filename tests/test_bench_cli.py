@@ -1,0 +1,218 @@
+"""The commands `bench accuracy` and `bench latency` as a user calls them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from toy_detector import write_toy
+from voc_folder import small_set
+
+from benchmarks import cli, tables
+from benchmarks.accuracy import PROTOCOLS
+from deploy.command_line import exit_code
+
+ROOT = Path(cli.__file__).parents[1]
+QUICK = ["--runs", "3", "--min-secs", "0", "--warmup-min-secs", "0"]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return str(write_toy(tmp_path_factory.mktemp("model") / "toy.tflite"))
+
+
+def run(*arguments: str) -> int:
+    return exit_code(cli.main, "python -m benchmarks", list(arguments))
+
+
+def test_accuracy_writes_a_table_and_json(tmp_path, toy, capsys):
+    data, result = str(small_set(tmp_path / "data")), tmp_path / "result.json"
+    code = run("bench", "accuracy", toy, "--data", data, "--split", "test", "--protocol", "voc", "--json", str(result))
+    assert code == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("map 100.00   (voc, 4 pictures, 2 classes)")
+    assert shown.err == ""
+    value = json.loads(result.read_text())
+    assert (value["map"], value["protocol"], value["images"], set(value["per_class"])) == (
+        1.0,
+        "voc",
+        4,
+        {"red", "blue"},
+    )
+
+
+def test_json_to_standard_output_is_json_alone(tmp_path, toy, capsys):
+    data = str(small_set(tmp_path))
+    assert run("accuracy", toy, "--data", data, "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["protocol"] == "voc07"
+    assert run("latency", toy, *QUICK, "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["runs"] == 3
+
+
+def test_what_did_not_count_is_shown(tmp_path, toy, capsys):
+    data = small_set(tmp_path)
+    (data / "JPEGImages/001.png").write_bytes(b"")
+    note = data / "Annotations/002.xml"
+    note.write_text(note.read_text().replace(">red<", ">unicorn<").replace("<xmax>40<", "<xmax>45<"))
+    assert run("accuracy", toy, "--data", str(data)) == 0
+    shown = capsys.readouterr().out
+    assert "classes of the data that the model does not know, NOT SCORED (1): unicorn" in shown
+    assert "pictures skipped, in the truth as well (1):\n  001: " in shown
+    assert "boxes of the truth cut at the picture's border: 1" in shown
+
+
+def test_latency_shows_parts_and_settings(toy, capsys):
+    assert run("bench", "latency", toy, *QUICK, "--threads", "2", "--backend", "cpu-builtin") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["ms", "p50", "p90", "p95", "p99", "min", "max", "mean", "std"]
+    assert [line.split()[0] for line in lines[1:5]] == ["preprocess", "invoke", "postprocess", "total"]
+    assert len({len(line) for line in lines[:5]}) == 1  # aligned
+    assert any(line.split()[1:] == ["cpu-builtin,", "2", "threads"] for line in lines)
+
+
+def test_benchmark_models_names_are_known_too(toy, capsys):
+    assert (
+        run(
+            "latency",
+            toy,
+            "--num-runs",
+            "4",
+            "--num-threads",
+            "1",
+            "--min-secs",
+            "0",
+            "--max-secs",
+            "9",
+            "--warmup-runs",
+            "2",
+            "--warmup-min-secs",
+            "0",
+            "--json",
+            "-",
+        )
+        == 0
+    )
+    value = json.loads(capsys.readouterr().out)
+    assert (value["runs"], value["warmup_runs"]) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["accuracy", "M"],
+        ["accuracy", "M", "--data", "D", "--protocol", "voc12"],
+        ["accuracy", "M", "--data", "D", "--conf", "nan"],
+        ["accuracy", "M", "--data", "D", "--iou", "1.5"],
+        ["latency"],
+        ["latency", "M", "--threads", "0"],
+        ["latency", "M", "--runs", "0"],
+        ["latency", "M", "--min-secs", "nan"],
+        ["latency", "M", "--json"],
+        ["speed"],
+    ],
+)
+def test_wrong_use_is_code_2(arguments, capsys):
+    assert run(*arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def one_sentence(capsys) -> str:
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and "Traceback" not in shown
+    return shown
+
+
+def test_what_a_user_can_cause_is_code_1_and_one_sentence(tmp_path, toy, capsys):
+    data = str(small_set(tmp_path / "data"))
+    half = tmp_path / "half.tflite"
+    half.write_bytes(Path(toy).read_bytes()[:300])
+    for arguments in (
+        ["latency", str(half), *QUICK],
+        ["latency", str(tmp_path / "none.tflite"), *QUICK],
+        ["latency", toy, *QUICK, "--backend", "abacus"],
+        ["accuracy", str(half), "--data", data],
+        ["accuracy", toy, "--data", str(tmp_path / "none")],
+        ["accuracy", toy, "--data", data, "--split", "train"],
+        ["accuracy", toy, "--data", data, "--backend", "gpu"],
+    ):
+        assert run(*arguments) == 1
+        assert one_sentence(capsys).startswith("slimdet: error: ")
+    assert run("latency", toy, *QUICK, "--json", str(tmp_path / "none" / "x.json")) == 1
+    assert "cannot write" in one_sentence(capsys)
+
+
+def test_an_older_result_stays_when_the_run_fails(tmp_path, toy):
+    result = tmp_path / "result.json"
+    result.write_text("older")
+    assert run("accuracy", toy, "--data", str(tmp_path), "--json", str(result)) == 1
+    assert result.read_text() == "older"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize("command", ["accuracy", "latency"])
+def test_help_has_an_example(command):
+    shown = CliRunner().invoke(cli.bench, [command, "--help"])
+    assert shown.exit_code == 0
+    assert f"slimdet bench {command} yolo_int8.tflite" in shown.output
+
+
+def test_the_commands_name_every_protocol():
+    assert cli.PROTOCOLS == PROTOCOLS
+
+
+def test_help_loads_neither_numpy_nor_the_interpreter():
+    code = (
+        "import sys; from benchmarks.cli import main; from deploy.command_line import exit_code; "
+        "exit_code(main, 'bench', ['accuracy', '--help']); "
+        "sys.exit(sorted({'numpy', 'cv2', 'ai_edge_litert', 'tensorflow'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_python_m_benchmarks(toy):
+    command = [sys.executable, "-m", "benchmarks", "bench", "latency", toy, *QUICK, "--json", "-"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["backend"] == "cpu"
+
+
+class Clock:
+    """Stands in for the module time."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_progress_is_told_after_two_seconds_with_the_time_left(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(cli, "time", clock)
+    clock.now = 100.0
+    tell = cli.progress("pictures")
+    for second, done in ((1, 5), (3, 15), (4, 20), (14, 70), (20, 100)):
+        clock.now = 100.0 + second
+        tell(done, 100)
+    # 5 pictures a second: 85 left take 17 s, 30 take 6. Not told: the first second, one second after, the end.
+    assert capsys.readouterr().err == "15 of 100 pictures, 0:17 left\n70 of 100 pictures, 0:06 left\n"
+
+
+def test_progress_on_a_terminal_stays_in_one_line_and_goes(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(cli, "time", clock)
+    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True)
+    clock.now = 100.0
+    tell = cli.progress("runs")
+    for second, done in ((3, 15), (4, 20), (20, 100)):
+        clock.now = 100.0 + second
+        tell(done, 100)
+    shown = capsys.readouterr().err
+    assert shown == "\r\033[K15 of 100 runs, 0:17 left\r\033[K20 of 100 runs, 0:16 left\r\033[K"
+
+
+def test_table_aligns_numbers_to_the_right():
+    rows = [("cat", "9.10"), ("diningtable", "100.00")]
+    assert tables.table(("class", "AP"), rows) == "class            AP\ncat            9.10\ndiningtable  100.00"
