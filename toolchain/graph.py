@@ -1,7 +1,7 @@
 """A detector between its reader and its writer: plain nodes with numpy weights, and a head.
 
-Readers (darknet_reader, keras_reader) make a Graph, passes map Graph to Graph, writers (keras_writer, graph_file) turn it into
-something else. Nothing here knows TensorFlow. Values are never changed in place: a pass makes new nodes.
+Readers (darknet_reader, keras_reader) make a Graph, passes map Graph to Graph, writers (keras_writer, graph_file)
+turn it into something else. Nothing here knows TensorFlow. Values are never changed in place: a pass makes new nodes.
 
 Activations are (height, width, channels) without the batch, channels last. Weights are in Keras layout:
 Conv2D kernel (kh, kw, cin/groups, cout), DepthwiseConv2D kernel (kh, kw, cin, multiplier), Dense kernel (in, out).
@@ -32,7 +32,7 @@ class Node:
     inputs: tuple[str, ...] = ()
     #: The layer's settings under Keras's names, plain JSON values; tuples are lists.
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    #: Arrays under Keras's variable names (kernel, bias, gamma, beta, moving_mean, moving_variance, …), in Keras's order.
+    #: Arrays under Keras's variable names (kernel, bias, gamma, beta, moving_mean, …), in Keras's order.
     weights: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     #: Name of the earlier node whose weights this call uses too (a layer called twice); "" where it has its own.
     shared_with: str = ""
@@ -61,7 +61,8 @@ class Graph:
             for source in (*node.inputs, *filter(None, [node.shared_with])):
                 if source not in seen:
                     raise GraphError(
-                        f"a node reads earlier nodes: {node.name!r} reads {source!r}, which is missing, later or part of a cycle"
+                        f"a node reads earlier nodes: {node.name!r} reads {source!r}, which is missing, later or part"
+                        " of a cycle"
                     )
             seen.add(node.name)
         for output in self.outputs:
@@ -82,6 +83,13 @@ class Graph:
         return {name: tuple(nodes) for name, nodes in found.items()}
 
 
+def owner(graph: Graph, node: Node) -> Node:
+    """The node whose weights a node uses: itself, or, at the end of shared_with, another."""
+    while node.shared_with:
+        node = graph.by_name[node.shared_with]
+    return node
+
+
 def reachable(graph: Graph) -> Graph:
     """The graph without the nodes that no output depends on; input layers stay."""
     wanted = set(graph.outputs)
@@ -92,7 +100,21 @@ def reachable(graph: Graph) -> Graph:
 
 
 def replace_nodes(graph: Graph, replacements: Mapping[str, Iterable[Node]]) -> Graph:
-    """The graph with each named node replaced, in place, by the given ones. The last of them must carry the old name, or
-    every reader must have been renamed by the caller; Graph's own check tells if not."""
+    """The graph with each named node replaced, in place, by the given ones. The last of them must carry the old name,
+    or every reader must have been renamed by the caller; Graph's own check tells if not."""
     nodes = [new for node in graph.nodes for new in replacements.get(node.name, (node,))]
     return dataclasses.replace(graph, nodes=tuple(nodes))
+
+
+def plain(value: Any) -> Any:
+    """The value as plain JSON: tuples and arrays become lists, numpy's scalars Python's. Raises TypeError for all
+    else."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    raise TypeError(f"{value!r} is no plain JSON value")
