@@ -1,0 +1,93 @@
+"""Finds the layer at which a .tflite and its model part, by comparing what is inside both, in graph order.
+
+The converter names a tensor after the layers that it was made of, the last one first
+("conv_3_bn_1/batchnorm/add_1;conv_3_1/…"), so that most layers have their tensor in the file; those that were folded
+into a later one have none and are passed over.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from deploy.contract import Contract, Tensor
+from deploy.picture import read_picture
+from deploy.preprocess import Preprocessor
+from toolchain import child_process
+from toolchain.graph import Graph
+from toolchain.graph_file import load, save
+
+
+def first_difference(
+    graph: Graph, tflite: bytes, contract: Contract, picture: Path, differs: Callable[[np.ndarray, np.ndarray], bool]
+) -> str:
+    """Name of the first node whose output in the file differs from the model's own on a picture; "" where none does.
+
+    differs(expected, found) tells, both (1, h, w, channels) float32.
+    """
+    inside = _inside_file(graph, tflite, contract, picture)
+    with child_process.folder() as place:
+        save(graph, place / "original")
+        arguments = {
+            "original": str(place / "original"),
+            "picture": str(picture),
+            "destination": str(place / "layers.npz"),
+            "names": list(inside),
+        }
+        step = f"run of {graph.name!r} in Keras"
+        child_process.run("toolchain.first_difference:run_layers", arguments, place, step=step)
+        with np.load(place / "layers.npz", allow_pickle=False) as expected:
+            for name, found in inside.items():
+                if expected[name].shape == found.shape and differs(expected[name], found):
+                    return name
+    return ""
+
+
+def run_layers(original: str, picture: str, destination: str, names: list[str]) -> None:
+    """Runs in a child: writes the named nodes' outputs on the picture as .npz."""
+    import dataclasses
+
+    from toolchain.keras_writer import to_keras
+
+    graph = load(Path(original))
+    assert graph.input is not None
+    size = (1, graph.input.height, graph.input.width, 3)
+    tensor, _ = Preprocessor(graph.input, Tensor(graph.input.name, size, "float32"))(read_picture(Path(picture)))
+    outputs = to_keras(dataclasses.replace(graph, outputs=tuple(names), head=None))(tensor, training=False)
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    arrays = {name: np.asarray(output) for name, output in zip(names, outputs)}
+    np.savez(destination, **arrays)  # type: ignore[arg-type]
+
+
+def _inside_file(graph: Graph, tflite: bytes, contract: Contract, picture: Path) -> dict[str, np.ndarray]:
+    """Node -> its output in the file on the picture, dequantized, in graph order."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    with warnings.catch_warnings():
+        # It says that this takes memory, and is meant for finding faults: which this is.
+        warnings.filterwarnings("ignore", "Warning: Enabling `experimental_preserve_all_tensors`")
+        interpreter = Interpreter(model_content=tflite, experimental_preserve_all_tensors=True)
+    interpreter.allocate_tensors()
+    entry = interpreter.get_input_details()[0]
+    (given,) = (tensor for tensor in contract.tensors if tensor.name == contract.input.name)
+    interpreter.set_tensor(entry["index"], Preprocessor(contract.input, given)(read_picture(picture))[0])
+    interpreter.invoke()
+    written = {int(index) for operation in interpreter._get_ops_details() for index in operation["outputs"]}
+    found: dict[str, np.ndarray] = {}
+    for details in interpreter.get_tensor_details():
+        name = _node_name(details["name"], graph)
+        if name and details["index"] in written:
+            scale, zero_point = details["quantization"]
+            values = interpreter.get_tensor(details["index"]).astype(np.float32)
+            found[name] = (values - np.float32(zero_point)) * np.float32(scale) if scale else values
+    return {node.name: found[node.name] for node in graph.nodes if node.name in found}
+
+
+def _node_name(tensor_name: str, graph: Graph) -> str:
+    """The node that a tensor's name begins with; a layer's scope is its name and "_1", an operation's its name."""
+    scope = tensor_name.partition(";")[0].partition("/")[0]
+    candidates = (scope.removesuffix("_1"), scope) if scope.endswith("_1") else (scope,)
+    return next((name for name in candidates if name in graph.by_name), "")
