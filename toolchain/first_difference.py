@@ -56,7 +56,9 @@ def run_layers(original: str, picture: str, destination: str, names: list[str]) 
     assert graph.input is not None
     size = (1, graph.input.height, graph.input.width, 3)
     tensor, _ = Preprocessor(graph.input, Tensor(graph.input.name, size, "float32"))(read_picture(Path(picture)))
-    outputs = to_keras(dataclasses.replace(graph, outputs=tuple(names), head=None))(tensor, training=False)
+    # Whoever asks where file and model part has run the model already: a Lambda in it was allowed by the user.
+    model = to_keras(dataclasses.replace(graph, outputs=tuple(names), head=None), allow_lambda=True)
+    outputs = model(tensor, training=False)
     outputs = outputs if isinstance(outputs, list) else [outputs]
     arrays = {name: np.asarray(output) for name, output in zip(names, outputs)}
     np.savez(destination, **arrays)  # type: ignore[arg-type]
