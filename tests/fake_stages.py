@@ -1,0 +1,135 @@
+"""Stand-ins for a build's stages: as fast as writing a line, each with a log of its runs, so that the build itself is
+seen.
+
+As a program, `python -m fake_stages RECIPE OUT [STOP]`, it builds with them, and stays in the stage STOP until it is
+killed.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from toolchain import build, stages
+from toolchain.recipe import read_recipe
+from toolchain.stages import Facts, Work
+
+#: Where each run is noted, a line "stage" each; a stage named by STOP_IN writes half of its file and waits for ever.
+LOG, STOP_IN = "SLIMDET_TEST_LOG", "SLIMDET_TEST_STOP_IN"
+
+COUNTS = {"trainable": 90, "non_trainable": 10, "flops": 2_000_000, "flops_unknown": []}
+
+
+def _write(work: Work, stage: str, name: str, content: str) -> None:
+    """Writes a file whose content follows from settings and inputs alone."""
+    with open(os.environ[LOG], "a") as log:
+        log.write(f"{stage}\n")
+    (work.out / name).parent.mkdir(parents=True, exist_ok=True)
+    if os.environ.get(STOP_IN) == stage:
+        (work.out / name).write_text(content[: len(content) // 2])
+        print("stopped", flush=True)
+        time.sleep(600)
+    (work.out / name).write_text(content)
+
+
+def load(work: Work) -> Facts:
+    content = "".join(work.path(name).read_text() for name in sorted(work.inputs))
+    _write(work, "load", stages.GRAPH, json.dumps([content, work.settings["resize"]]))
+    return {**COUNTS, "model": "fake", "input": [64, 64], "classes": 2}
+
+
+def scenes(work: Work) -> Facts:
+    _write(work, "scenes", f"{stages.SCENES}/ImageSets/Main/test.txt", "test_0\n")
+    for index in range(work.settings["splits"]["train"]):
+        (work.out / stages.SCENES / "JPEGImages").mkdir(exist_ok=True)
+        (work.out / stages.SCENES / "JPEGImages" / f"train_{index}.jpg").write_text(f"{work.settings['seed']} {index}")
+    return {}
+
+
+def train(work: Work) -> Facts:
+    graph = work.file("graph", stages.GRAPH).read_text()
+    _write(work, "train", stages.GRAPH, graph + f" trained {work.settings['epochs']}")
+    return {**COUNTS, "flops": 1_000_000}
+
+
+def pictures(work: Work) -> Facts:
+    _write(work, "pictures", "0000.png", "drawn")
+    return {}
+
+
+def convert(work: Work) -> Facts:
+    _write(work, "convert", stages.TFLITE, "float32 " + work.file("graph", stages.GRAPH).read_text())
+    (work.out / stages.REFERENCE).write_text("reference")
+    return {"notes": ["split by role"]}
+
+
+def quantize(work: Work) -> Facts:
+    calibrated = " ".join(path.read_text() for path in work.paths("pictures"))
+    content = f"{work.settings['precision']} {work.file('float32', stages.TFLITE).read_text()} {calibrated}"
+    _write(work, "quantize", stages.TFLITE, content)
+    return {"notes": [], "calibration": {"used": len(work.paths("pictures")), "skipped": []}}
+
+
+def verify(work: Work) -> Facts:
+    _write(work, "verify", "evidence", "")
+    output = {"output": "xy_32", "layer": "conv", "measured": 1.0, "bound": 4.0, "unit": "float epsilons"}
+    return {"precision": work.settings["precision"], "pictures": 1, "outputs": [output]}
+
+
+def package(work: Work) -> Facts:
+    text = work.file("tflite", stages.TFLITE).read_text() + json.dumps(work.settings["lineage"], sort_keys=True)
+    _write(work, "package", work.settings["file"], text)
+    return {"bytes": len(text)}
+
+
+def benchmark(work: Work) -> Facts:
+    _write(work, "benchmark", "measured", "")
+    is_int8 = "int8" in work.settings["file"]
+    latency = {"p50_ms": 2.0 if is_int8 else 8.0, "p90_ms": 2.5 if is_int8 else 10.0, "warnings": []}
+    facts = {"latency": latency}
+    if "data" in work.inputs or "scenes" in work.inputs:
+        (work.out / stages.SAMPLE).write_bytes(cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+        score = 0.86 if is_int8 else 0.9
+        accuracy = {"map": score, "per_class": {"cat": score}, "protocol": "voc", "images": 3, "model": "x"}
+        facts["accuracy"] = accuracy
+    return facts
+
+
+FAKES = {
+    function.__name__: function
+    for function in (load, scenes, train, pictures, convert, quantize, verify, package, benchmark)
+}
+
+
+def fake_table() -> dict[str, build.Stage]:
+    """The real table with these functions; the report is the real one."""
+    return {stage.name: dataclasses.replace(stage, run=FAKES.get(stage.name, stage.run)) for stage in build.STAGES}
+
+
+def fake_code_version(function: Callable[[Work], Facts]) -> tuple[str, dict[str, str]]:
+    """As if no code ever changed."""
+    return function.__name__, {"numpy": "2"}
+
+
+def runs() -> list[str]:
+    """Names of the stages that ran since the last call."""
+    log = Path(os.environ[LOG])
+    found = log.read_text().split() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return found
+
+
+def main() -> None:
+    build.BY_NAME.update(fake_table())
+    build.code_version = fake_code_version
+    build.build(read_recipe(sys.argv[1]), Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""The order of a build, what it keeps, what it does again and why, and that nothing is lost when it is stopped."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_stages
+import pytest
+from fake_stages import runs
+
+from deploy.errors import InputError, VerificationError
+from toolchain import build, cache
+from toolchain.recipe import read_recipe
+from toolchain.stages import Facts, Work
+
+RECIPE = """\
+name: net
+model: {cfg: net.cfg, weights: net.weights, names: net.names}
+precisions: [float32, int8]
+calibration: {pictures: photos, count: 3}
+"""
+#: With two precisions: the shared float file, then for each what follows.
+ALL = ["load", "convert", "verify", "package", "quantize", "verify", "package", "benchmark", "benchmark"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe and its files, and fake stages in the table."""
+    monkeypatch.setattr(build, "BY_NAME", fake_stages.fake_table())
+    monkeypatch.setattr(build, "code_version", fake_stages.fake_code_version)
+    monkeypatch.setenv(fake_stages.LOG, str(tmp_path / "log"))
+    for name in ("net.cfg", "net.weights", "net.names"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "photos").mkdir()
+    for index in range(5):
+        (tmp_path / "photos" / f"{index}.jpg").write_text(f"photo {index}")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def run(place: Path, *skip: str) -> dict[str, object]:
+    return build.build(read_recipe(str(place / "recipe.yaml")), place / "out", frozenset(skip))
+
+
+def edit(place: Path, old: str, new: str) -> None:
+    text = (place / "recipe.yaml").read_text()
+    assert old in text
+    (place / "recipe.yaml").write_text(text.replace(old, new))
+
+
+def reasons(report: dict[str, object]) -> dict[str, str]:
+    """Why each stage that ran in this build did."""
+    return {stage["name"]: stage["reason"] for stage in report["stages"] if stage["build"] == "ran"}
+
+
+def outputs(place: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (place / "out").iterdir() if path.is_file()}
+
+
+def test_first_build_makes_every_file_and_a_report(place: Path) -> None:
+    report = run(place)
+    assert runs() == ALL
+    assert set(outputs(place)) == {
+        "net_float32.tflite", "net_int8.tflite", "report.json", "report.md", "report.html"
+    }  # fmt: skip
+    assert set(reasons(report).values()) == {"first build"}
+    first = report["stages"][0]
+    assert {"name", "trainable", "non_trainable", "flops", "seconds"} <= first.keys()
+    assert (first["name"], first["trainable"], first["flops"]) == ("load", 90, 2_000_000)
+    for file in report["files"]:
+        assert file["bytes"] == (place / "out" / file["path"]).stat().st_size
+        assert file["latency"]["p50_ms"] > 0
+        assert file["verification"]["outputs"]
+    assert report == json.loads((place / "out" / "report.json").read_text())
+
+
+def test_second_build_does_nothing_and_changes_nothing(place: Path) -> None:
+    run(place)
+    before, _ = outputs(place), runs()
+    times = {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*") if path.name != "lock"}
+    run(place)
+    assert runs() == []
+    assert outputs(place) == before
+    # Folders' times change with the lock file only.
+    assert {path: path.stat().st_mtime_ns for path in times if path.is_file()} == {
+        path: time for path, time in times.items() if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "again", "job", "reason"),
+    [
+        # Other calibration pictures are other pictures to verify on; the float32 file is the same and stays packaged.
+        ("count: 3", "count: 2", ["convert", "verify", "quantize", "verify", "package", "benchmark"], "quantize int8",
+         "input pictures changed"),
+        ("int8]", "float16]", ["quantize", "verify", "package", "benchmark"], "quantize float16", "first build"),
+        ("name: net\n", "name: net\nbenchmark: {threads: 2}\n", ["benchmark", "benchmark"], "benchmark int8",
+         "setting threads changed from 1 to 2"),
+        ("name: net\n", "name: net\ninput: {resize: stretch}\n", ALL, "load",
+         "setting resize changed from letterbox to stretch"),
+        ("name: net\n", "# a comment\nname: net\n", [], "report", "setting recipe.sha256 changed from"),
+    ],
+)  # fmt: skip
+def test_a_change_reruns_what_depends_on_it_and_says_why(
+    place: Path, old: str, new: str, again: list[str], job: str, reason: str
+) -> None:
+    run(place)
+    runs()
+    edit(place, old, new)
+    report = run(place)
+    ran = runs()
+    assert ran == again
+    if job != "report":
+        assert reasons(report)[job] == reason
+    assert all(stage["build"] in ("ran", "kept") for stage in report["stages"])
+
+
+def test_changed_weights_rerun_everything(place: Path) -> None:
+    run(place)
+    runs()
+    (place / "net.weights").write_text("better")
+    report = run(place)
+    assert runs() == ALL
+    assert reasons(report)["load"] == "input weights changed"
+    assert reasons(report)["convert"] == "input graph changed"
+
+
+def test_touching_a_file_reruns_nothing(place: Path) -> None:
+    run(place)
+    runs()
+    os.utime(place / "net.weights")
+    run(place)
+    assert runs() == []
+
+
+def test_changed_code_reruns_the_stage_and_equal_results_end_it_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(place)
+    runs()
+    real = build.code_version
+    monkeypatch.setattr(
+        build,
+        "code_version",
+        lambda function: ("new", {"numpy": "2"}) if function is fake_stages.convert else real(function),
+    )
+    report = run(place)
+    assert runs() == ["convert"]
+    assert reasons(report)["convert"] == "this stage's code changed"
+
+
+def test_newer_library_reruns_the_stage(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"tensorflow": "2.20"}
+    real = build.code_version
+    monkeypatch.setattr(build, "code_version", lambda function: (real(function)[0], versions))
+    run(place)
+    runs()
+    versions["tensorflow"] = "2.21"
+    report = run(place)
+    assert runs() == ALL
+    assert reasons(report)["load"] == "library tensorflow changed from 2.20 to 2.21"
+
+
+def test_other_machine_measures_again_and_builds_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(place)
+    runs()
+    machine = {**build.environment(), "cpu": "another"}
+    monkeypatch.setattr(build, "environment", lambda: machine)
+    report = run(place)
+    assert runs() == ["benchmark", "benchmark"]
+    assert reasons(report)["benchmark int8"].startswith("machine cpu changed from ")
+
+
+@pytest.mark.parametrize("harm", ["delete", "damage"])
+def test_a_harmed_output_is_put_back_and_nothing_runs(place: Path, harm: str) -> None:
+    run(place)
+    before, _ = outputs(place), runs()
+    for name in before:
+        path = place / "out" / name
+        path.unlink() if harm == "delete" else path.write_bytes(before[name][:-1] + b"?")
+    run(place)
+    assert runs() == []
+    assert outputs(place) == before
+
+
+@pytest.mark.parametrize("harm", ["delete", "damage", "record"])
+def test_a_harmed_result_is_made_again_and_only_that(place: Path, harm: str) -> None:
+    run(place)
+    before, _ = outputs(place), runs()
+    (kept,) = (place / "out" / ".cache").glob("quantize-int8/*/files/model.tflite")
+    if harm == "delete":
+        kept.unlink()
+    elif harm == "damage":
+        kept.write_bytes(b"?" * kept.stat().st_size)
+    else:
+        record = kept.parents[1] / "record.json"
+        record.write_text(record.read_text().replace('"used": 3', '"used": 9'))
+    report = run(place)
+    assert runs() == ["quantize"]
+    why = {"delete": "model.tflite was missing", "damage": "model.tflite was damaged", "record": "record was damaged"}
+    assert why[harm] in reasons(report)["quantize int8"]
+    after = outputs(place)
+    assert {name: after[name] for name in after if name.endswith("tflite")} == {
+        name: before[name] for name in before if name.endswith("tflite")
+    }
+
+
+@pytest.mark.parametrize("stage", ["load", "convert", "quantize", "package", "benchmark"])
+def test_kill_at_any_stage_leaves_old_files_whole_and_the_next_build_goes_on(place: Path, stage: str) -> None:
+    run(place)
+    before, _ = outputs(place), runs()
+    (place / "net.weights").write_text("better")
+    environment = {**os.environ, fake_stages.STOP_IN: stage, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "fake_stages", str(place / "recipe.yaml"), str(place / "out")]
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "stopped\n"
+        with pytest.raises(InputError, match=f"another .process {child.pid}. does now"):
+            run(place)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+    done = runs()
+    assert done[-1] == stage
+    half = outputs(place)
+    # Each file is the old one or the whole new one; what comes after the stage is the old one.
+    assert half["report.json"] == before["report.json"]
+    assert half["net_int8.tflite"] == before["net_int8.tflite"] or stage == "benchmark"
+    assert list((place / "out" / ".cache").glob("*/.part-*"))
+    run(place)
+    # The stopped stage again, and what had not been reached; nothing that was finished.
+    assert done[:-1] + runs() == ALL
+    assert not list((place / "out" / ".cache").glob("*/.part-*"))
+    whole = outputs(place)
+    assert whole["net_int8.tflite"] != before["net_int8.tflite"]
+    assert set(whole) == set(before)
+
+
+@pytest.mark.parametrize("error", [VerificationError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "no space")])
+def test_a_stage_that_fails_leaves_the_old_files(
+    place: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    run(place)
+    before, _ = outputs(place), runs()
+    (place / "net.weights").write_text("better")
+
+    def fail(work: Work) -> Facts:
+        (work.out / "half").write_text("half")
+        raise error
+
+    broken = dataclasses.replace(build.BY_NAME["convert"], run=fail)
+    monkeypatch.setitem(build.BY_NAME, "convert", broken)
+    monkeypatch.setattr(build, "code_version", lambda function: ("same", {}))
+    expected = (InputError, "the disk is full") if isinstance(error, OSError) else (type(error), None)
+    with pytest.raises(expected[0], match=expected[1]):
+        run(place)
+    assert outputs(place) == before
+    assert not list((place / "out" / ".cache").glob("*/.part-*"))
+
+
+def test_leftovers_of_a_killed_build_are_removed(place: Path) -> None:
+    run(place)
+    leftover = place / "out" / ".cache" / "load" / f"{cache._PART}123"
+    leftover.mkdir()
+    (leftover / "half").write_text("half")
+    part, other = place / "out" / ".net_int8.tflite.123.part", place / "out" / ".other.tflite.123.part"
+    part.write_text("half")
+    other.write_text("not ours")
+    run(place)
+    assert not leftover.exists() and not part.exists() and other.exists()
+
+
+def test_folder_that_cannot_be_written(place: Path) -> None:
+    (place / "out").write_text("a file")
+    with pytest.raises(InputError, match="cannot write into .*out: .*; choose another --out"):
+        run(place)
+
+
+def test_trained_on_drawn_scenes(place: Path) -> None:
+    text = "name: net\nmodel: {cfg: net.cfg, weights: net.weights, names: net.names}\nprecisions: [int8]\n"
+    text += "data: {scenes: {train: 4}}\nstages:\n  - train: {epochs: 2}\n"
+    (place / "recipe.yaml").write_text(text)
+    report = run(place)
+    names = [stage["name"] for stage in report["stages"]]
+    assert names[:4] == ["load", "scenes", "train", "convert"]
+    # What comes after the training has its FLOPs.
+    assert [stage["flops"] for stage in report["stages"]][:4] == [2_000_000, 2_000_000, 1_000_000, 1_000_000]
+    assert report["files"][0]["map"] == 0.86
+    assert report["files"][0]["calibration"]["used"] == 4
+    assert (place / "out" / "sample.jpg").is_file()
+    runs()
+    edit(place, "epochs: 2", "epochs: 3")
+    report = run(place)
+    assert runs() == ["train", "convert", "quantize", "verify", "package", "benchmark"]
+    assert reasons(report)["train"] == "setting epochs changed from 2 to 3"
+    report = run(place, "train")
+    assert "train" not in [stage["name"] for stage in report["stages"]]
+
+
+def test_without_pictures_it_verifies_on_drawn_ones(place: Path) -> None:
+    (place / "recipe.yaml").write_text(RECIPE.split("precisions")[0] + "precisions: [float32]\n")
+    report = run(place)
+    assert runs() == ["load", "pictures", "convert", "verify", "package", "benchmark"]
+    assert report["files"][0]["verified_on_drawn_pictures"]
+
+
+def test_skipping_verification_is_told_in_plain_words(place: Path) -> None:
+    report = run(place, "verify", "benchmark")
+    assert runs() == ["load", "convert", "package", "quantize", "package"]
+    assert report["skipped"] == ["benchmark", "verify"]
+    assert all(file["verification"] is None for file in report["files"])
+    for name in ("report.md", "report.html"):
+        assert "NOT VERIFIED" in (place / "out" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("skip", "sentence"),
+    [
+        ("load", "cannot be skipped"),
+        ("convert", "cannot be skipped"),
+        ("quantize", "take them out of `precisions`"),
+        ("package", "cannot be skipped"),
+        ("report", "cannot be skipped"),
+        ("verfy", "did you mean 'verify'"),
+    ],
+)
+def test_needed_and_unknown_stages_cannot_be_skipped(place: Path, skip: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        run(place, skip)
+    assert not (place / "out").exists()
+
+
+def test_never_calibrates_on_test_pictures(place: Path) -> None:
+    data = place / "voc"
+    (data / "ImageSets" / "Main").mkdir(parents=True)
+    (data / "JPEGImages").mkdir()
+    (data / "ImageSets" / "Main" / "test.txt").write_text("a\nb\n")
+    (data / "JPEGImages" / "a.jpg").write_text("another one")
+    # The same bytes under another name.
+    (data / "JPEGImages" / "b.jpg").write_text("photo 3")
+    edit(place, "name: net\n", "name: net\nbenchmark: {data: voc}\n")
+    with pytest.raises(InputError, match="1 of the 5 in .*photos are in the split 'test', the first 3.jpg"):
+        run(place)
+    (data / "JPEGImages" / "b.jpg").write_text("photo 9")
+    run(place)
+
+
+def test_never_overwrites_what_it_reads(place: Path) -> None:
+    (place / "out").mkdir()
+    (place / "out" / "net_int8.tflite").write_text("weights under a strange name")
+    edit(place, "net.weights", "out/net_int8.tflite")
+    with pytest.raises(InputError, match="never overwrites what it reads"):
+        run(place)
+    assert (place / "out" / "net_int8.tflite").read_text() == "weights under a strange name"
+
+
+def test_pictures_come_from_a_folder(place: Path) -> None:
+    edit(place, "pictures: photos", "pictures: photos/1.jpg")
+    with pytest.raises(InputError, match="pictures come from a folder, but .*1.jpg is a picture"):
+        run(place)
+
+
+def test_missing_input_is_named(place: Path) -> None:
+    (place / "net.weights").unlink()
+    with pytest.raises(InputError, match="cannot read .*net.weights: No such file"):
+        run(place)

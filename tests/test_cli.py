@@ -1,0 +1,294 @@
+"""The program `slimdet`: its commands, exit codes and sentences, and one real build from a cfg to a measured file."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import fake_stages
+import numpy as np
+import pytest
+import toy_detector
+from fake_stages import runs
+
+from deploy.command_line import exit_code
+from deploy.model_file import read
+from toolchain import build
+from toolchain.cli import slimdet
+
+DARKNET = ("convert", "a.cfg", "a.weights", "--names", "n")
+BUILD_SIDE = ("tensorflow", "keras", "litert_quantizer", "pydantic", "yaml", "rich", "jinja2")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+
+
+def run(*arguments: str) -> int:
+    return exit_code(slimdet, "slimdet", [str(argument) for argument in arguments])
+
+
+def program(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def test_start_imports_nothing_heavy() -> None:
+    heavy = (*BUILD_SIDE, "numpy", "cv2", "PIL", "ai_edge_litert")
+    done = program(f"import sys, toolchain.__main__; print([name for name in {heavy} if name in sys.modules])")
+    assert done.stdout == "[]\n"
+
+
+def device_side_only(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the program as if the build side's libraries were not installed."""
+    code = f"import sys\nfor name in {BUILD_SIDE}: sys.modules[name] = None\n"
+    return program(code + f"sys.argv[1:] = {list(arguments)}\nfrom toolchain.__main__ import main\nmain()")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "shapes", "--out", "x"],
+        ["build", "--schema"],
+        ["convert", "a.keras", "--head", "h", "-o", "m"],
+        ["inspect", "a.keras"],
+    ],
+)
+def test_device_side_alone_says_what_to_install(tmp_path: Path, arguments: list[str]) -> None:
+    done = device_side_only(*arguments)
+    assert done.returncode == 1
+    assert "pip install 'slimdet[build]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_device_side_alone_runs_the_device_commands(tmp_path: Path) -> None:
+    model = toy_detector.write_toy(tmp_path / "toy.tflite")
+    cv2.imwrite(str(tmp_path / "red.png"), np.full((8, 8, 3), (0, 0, 255), np.uint8))
+    done = device_side_only("detect", str(model), "--source", str(tmp_path / "red.png"), "--jsonl", "-")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["detections"][0]["label"] == "red"
+    assert device_side_only("bench", "latency", str(model), "--runs", "1", "--min-secs", "0").returncode == 0
+    assert device_side_only("inspect", str(model)).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["build", "convert", "inspect"])
+def test_help_version_and_wrong_use(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert f"Example:\n    slimdet {command} " in text or f"Example:\n      slimdet {command} " in text
+    assert "--debug" in text and "--json FILE" in text
+    assert run(command, "--version") == 0
+    assert capsys.readouterr().out.startswith("slimdet ")
+    assert run(command, "--no-such-option") == 2
+
+
+def test_group() -> None:
+    assert set(slimdet.commands) == {"build", "convert", "inspect", "bench", "detect"}
+    done = subprocess.run(
+        [sys.executable, "-m", "toolchain", "--version"], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout[:8]) == (0, "slimdet ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["build", "nowhere.yaml", "--out", "x"], 1, "there is no file 'nowhere.yaml'"),
+        (["build", "nowhere.yaml"], 2, "Missing option '--out'"),
+        (["convert", "a.cfg", "-o", "m.tflite"], 2, "a darknet model is CFG WEIGHTS --names FILE"),
+        ([*DARKNET, "--head", "h", "-o", "m.tflite"], 2, "a darknet model is"),
+        (["convert", "a.keras", "-o", "m.tflite"], 2, "a Keras model comes alone and with --head"),
+        (["convert", "a.keras", "w", "--head", "h", "-o", "m.tflite"], 2, "a Keras model comes alone"),
+        ([*DARKNET, "--precision", "int8", "-o", "m"], 2, "add --calibration DIR"),
+        ([*DARKNET, "--precision", "int4", "-o", "m"], 2, "'int4' is not one of"),
+        ([*DARKNET, "-o", "a.weights"], 1, "never overwrites what it reads"),
+        ([*DARKNET, "-o", "gone/m.tflite"], 1, "the folder .*gone is missing"),
+        ([*DARKNET, "-o", "m.tflite"], 1, "a.cfg"),
+        (["inspect", "nothing"], 1, "there is no 'nothing'"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], code: int, sentence: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == code
+    error = capsys.readouterr().err
+    assert re.search(sentence, error.replace("\n", " "))
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("build", "nowhere.yaml", "--out", "x", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("build", "--schema") == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Recipe"
+
+
+def test_inspect_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = toy_detector.write_toy(tmp_path / "toy.tflite")
+    assert run("inspect", str(model), "--json", str(tmp_path / "toy.json")) == 0
+    assert "AVERAGE_POOL_2D" in capsys.readouterr().out
+    assert json.loads((tmp_path / "toy.json").read_text())["bytes"] == model.stat().st_size
+    assert run("inspect", str(model), "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "tflite"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe for the stand-ins of the stages."""
+    monkeypatch.setattr(build, "BY_NAME", fake_stages.fake_table())
+    monkeypatch.setattr(build, "code_version", fake_stages.fake_code_version)
+    monkeypatch.setenv(fake_stages.LOG, str(tmp_path / "log"))
+    (tmp_path / "net").write_text("net")
+    text = "name: net\nmodel: {cfg: net, weights: net, names: net}\nprecisions: [float32]\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    return tmp_path / "recipe.yaml"
+
+
+def test_build_tells_what_ran_and_why(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(recipe.parent / "out")
+    assert run("build", str(recipe), "--out", out) == 0
+    told = capsys.readouterr()
+    assert "tflite float32" in told.out and "report.html" in told.out
+    lines = dict(line.split(maxsplit=1) for line in told.err.splitlines())
+    assert lines["load"].startswith("ran in ") and lines["load"].endswith(": first build")
+    recipe.write_text(recipe.read_text() + "input: {resize: stretch}\n")
+    assert run("build", str(recipe), "--out", out, "--json", "-") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["files"][0]["path"] == "net_float32.tflite"
+    lines = dict(line.split(maxsplit=1) for line in told.err.splitlines())
+    assert lines["load"].endswith(": setting resize changed from letterbox to stretch")
+    assert lines["pictures"] == "kept"
+
+
+@pytest.mark.parametrize(("skip", "code"), [("benchmark", 0), ("load", 2), ("bench", 2)])
+def test_skip(recipe: Path, skip: str, code: int) -> None:
+    assert run("build", str(recipe), "--out", str(recipe.parent / "out"), "--skip", skip) == code
+
+
+def test_interruption_ends_cleanly_and_the_next_build_goes_on(recipe: Path) -> None:
+    code = "import signal, fake_stages, sys; from deploy.command_line import run; from toolchain import build, cli\n"
+    code += "build.BY_NAME.update(fake_stages.fake_table()); build.code_version = fake_stages.fake_code_version\n"
+    # A shell that starts it in the background would have it ignore Ctrl-C.
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); run(cli.slimdet, 'slimdet')"
+    out = recipe.parent / "out"
+    environment = {**os.environ, "PYTHONPATH": ENVIRONMENT["PYTHONPATH"], fake_stages.STOP_IN: "convert"}
+    command = [sys.executable, "-c", code, "build", str(recipe), "--out", str(out)]
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "stopped\n"
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert "interrupted; what was finished before is kept" in error and "Traceback" not in error
+    assert not list(out.glob(".cache/*/.part-*"))
+    runs()
+    assert run("build", str(recipe), "--out", str(out)) == 0
+    assert runs()[0] == "convert"
+
+
+CFG = """\
+[net]
+width=64
+height=64
+channels=3
+
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=leaky
+
+[convolutional]
+batch_normalize=1
+filters=16
+size=3
+stride=2
+pad=1
+activation=leaky
+
+[convolutional]
+filters=22
+size=1
+stride=1
+activation=linear
+
+[yolo]
+mask=0,1
+anchors=12,14, 26,27
+classes=6
+num=2
+"""
+
+
+def write_network(folder: Path) -> None:
+    """A cfg, random weights in darknet's layout, and the drawn scenes' class names."""
+    random = np.random.default_rng(3)
+    parts = [np.array([0, 2, 5], "<i4").tobytes(), np.array([0], "<i8").tobytes()]
+    for filters, inputs, size, norm in ((8, 3, 3, True), (16, 8, 3, True), (22, 16, 1, False)):
+        values = [random.normal(0, 0.3, filters)]
+        values += [
+            random.uniform(0.5, 1.5, filters),
+            random.normal(0, 0.3, filters),
+            random.uniform(0.5, 2, filters),
+        ] * norm
+        values.append(random.normal(0, (2 / (size * size * inputs)) ** 0.5, filters * inputs * size * size))
+        parts += [value.astype("<f4").tobytes() for value in values]
+    (folder / "net.cfg").write_text(CFG)
+    (folder / "net.weights").write_bytes(b"".join(parts))
+    (folder / "net.names").write_text("circle\nsquare\ntriangle\nstar\ncross\nheart\n")
+
+
+@pytest.mark.slow
+def test_real_build_and_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_network(tmp_path)
+    text = "name: net\nmodel: {cfg: net.cfg, weights: net.weights, names: net.names}\nprecisions: [float32, int8]\n"
+    text += "data: {scenes: {train: 8, val: 1, test: 6}}\nbenchmark: {runs: 3, min_secs: 0}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    out = tmp_path / "out"
+    arguments = ["build", str(tmp_path / "recipe.yaml"), "--out", str(out)]
+    assert run(*arguments) == 0, capsys.readouterr().err
+    report = json.loads((out / "report.json").read_text())
+    convolutions = 3 * 3 * 3 * 8 + 3 * 3 * 8 * 16 + 16 * 22
+    assert report["stages"][0]["name"] == "load"
+    assert report["stages"][0]["trainable"] == convolutions + 2 * 8 + 2 * 16 + 22
+    assert report["stages"][0]["non_trainable"] == 2 * 8 + 2 * 16
+    for file in report["files"]:
+        content = (out / file["path"]).read_bytes()
+        assert file["bytes"] == len(content)
+        assert 0 <= file["map"] <= 1 and file["accuracy"]["images"] == 6
+        assert file["latency"]["p50_ms"] > 0
+        contract = read(out / file["path"])[1]
+        assert contract.precision == file["precision"]
+        assert contract.lineage["inputs"].keys() == {"cfg", "weights", "names"}
+        assert contract.measured["verification"]["pictures"] == 8
+    capsys.readouterr()
+
+    # In a fresh process nothing is computed again, and so TensorFlow not even imported.
+    code = "import sys; from deploy.command_line import exit_code; from toolchain.cli import slimdet; "
+    code += f"code = exit_code(slimdet, 'slimdet', {arguments}); "
+    code += "print(code, 'tensorflow' in sys.modules, 'keras' in sys.modules)"
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    done = program(code)
+    assert done.stdout.splitlines()[-1] == "0 False False"
+    assert {line.split()[-1] for line in done.stderr.splitlines()} == {"kept"}
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+    # The way without a recipe makes the same model.
+    (pictures,) = out.glob(".cache/scenes/*/files/scenes/JPEGImages")
+    names = [str(tmp_path / name) for name in ("net.cfg", "net.weights")]
+    convert = ["convert", *names, "--names", str(tmp_path / "net.names"), "-o", str(tmp_path / "alone.tflite")]
+    assert run(*convert, "--calibration", str(pictures), "--precision", "int8", "--json", "-") == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["calibration"]["used"] == 8 + 1 + 6
+    assert read(tmp_path / "alone.tflite")[1].precision == "int8"
+    assert run(*convert) == 0
+    assert "generated pictures" in capsys.readouterr().out
+    assert read(tmp_path / "alone.tflite")[0] == read(out / "net_float32.tflite")[0]

@@ -1,0 +1,260 @@
+"""The program `slimdet`: build, convert and inspect of this side, bench and detect of the device's.
+
+Nothing of the build side is imported before a command needs it, so the program starts at once and works on a device
+that has none of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from benchmarks.cli import bench
+from deploy.cli import detect
+from deploy.command_line import debug_option, json_option, write_json
+from deploy.errors import InputError
+
+if TYPE_CHECKING:
+    from toolchain.build import Watch
+
+PRECISIONS = ("float32", "float16", "dynamic", "int8")
+_BUILD_SIDE = ("tensorflow", "litert_quantizer", "pydantic", "yaml", "rich", "jinja2")
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def _show_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        try:
+            version = metadata.version("slimdet")
+        except metadata.PackageNotFoundError:
+            version = "(run from a checkout that is not installed)"
+        click.echo(f"slimdet {version}")
+        context.exit()
+
+
+version_option = click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
+
+
+def _need(command: str, modules: tuple[str, ...] = _BUILD_SIDE) -> None:
+    """Raises InputError, one sentence, where the device side alone is installed."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"`slimdet {command}` belongs to the build side, which is not installed here ({', '.join(missing)} "
+            "missing): "
+            "pip install 'slimdet[build]'"
+        )
+
+
+@click.group()
+@version_option
+@debug_option
+def slimdet() -> None:
+    """Turns a trained detector into a verified, measured .tflite, and runs it.
+
+    \b
+    Example:
+      slimdet build shapes --out out
+      slimdet detect out/shapes_int8.tflite --source photos --out seen
+    """
+
+
+slimdet.add_command(bench)
+slimdet.add_command(detect)
+
+
+def _show_schema(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        _need("build --schema", ("pydantic", "yaml"))
+        from toolchain.recipe import json_schema
+
+        click.echo(json.dumps(json_schema(), indent=2))
+        context.exit()
+
+
+@slimdet.command(no_args_is_help=True)
+@click.argument("recipe", metavar="RECIPE")
+@click.option("--out", metavar="DIR", type=_FOLDER, required=True, help="Receives the files and the report.")
+@click.option(
+    "--skip", metavar="STAGE", multiple=True, help="Leave a stage out: train, verify, benchmark. May be repeated."
+)
+@json_option("Write the report's content here too, as DIR/report.json has it; - is standard output.")
+@click.option(
+    "--schema", is_flag=True, is_eager=True, expose_value=False, callback=_show_schema,
+    help="Print a recipe's JSON schema, for editors, and end.",
+)  # fmt: skip
+@version_option
+@debug_option
+def build(recipe: str, out: Path, skip: tuple[str, ...], json_file: str | None) -> None:
+    """Build all that a recipe asks for: a file, or the name of a recipe that the package carries.
+
+    What is there already and still right is kept; what runs again says why. A build that was stopped goes on where it
+    was.
+
+    \b
+    Example:
+      slimdet build shapes --out out
+      slimdet build voc.yaml --out voc --skip benchmark
+    """
+    _need("build")
+    from toolchain.build import build as build_recipe
+    from toolchain.build import check_skips
+    from toolchain.recipe import read_recipe
+
+    recipe_file = read_recipe(recipe)
+    try:
+        check_skips(frozenset(skip), recipe_file.recipe)
+    except InputError as error:
+        raise click.BadParameter(str(error), param_hint="--skip") from error
+    start = time.perf_counter()
+    with _Display() as watch:
+        content = build_recipe(recipe_file, out, frozenset(skip), watch)
+    if json_file is not None:
+        write_json(json_file, content)
+    if json_file != "-":
+        from toolchain.report import as_text
+
+        click.echo(as_text(content))
+        click.echo(f"\nbuilt in {time.perf_counter() - start:.1f} s; the report is {out / 'report.html'}")
+
+
+@slimdet.command(no_args_is_help=True)
+@click.argument("model", metavar="CFG|MODEL.keras|MODEL.h5", type=_FILE)
+@click.argument("weights", metavar="[WEIGHTS]", type=_FILE, required=False)
+@click.option("--names", metavar="FILE", type=_FILE, help="One class name a line; darknet models need it.")
+@click.option(
+    "--head", metavar="HEAD.yaml", type=_FILE, help="What a Keras model's outputs mean; Keras models need it."
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True, help="Of the file.")
+@click.option("--calibration", metavar="DIR", type=_FOLDER, help="Pictures that fix the int8 scales; also verified on.")
+@click.option(
+    "--resize", type=click.Choice(("letterbox", "stretch")), default="letterbox", show_default=True,
+    help="How pictures come to the input's size; stretch is what darknet does. A HEAD.yaml says it itself.",
+)  # fmt: skip
+@click.option(
+    "--allow-lambda", is_flag=True, help="Run Python code inside a Keras file. Only for files that you trust."
+)
+@click.option("-o", "--output", metavar="M.tflite", type=_FILE, required=True, help="The file to write.")
+@json_option("Write what was done here as JSON; - is standard output.")
+@version_option
+@debug_option
+def convert(
+    model: Path, weights: Path | None, names: Path | None, head: Path | None, precision: str, calibration: Path | None,
+    resize: Literal["letterbox", "stretch"], allow_lambda: bool, output: Path, json_file: str | None,
+) -> None:  # fmt: skip
+    """Convert one trained detector to one verified .tflite, without a recipe.
+
+    Without --calibration it is verified on pictures that the program draws, and says so.
+
+    \b
+    Example:
+      slimdet convert net.cfg net.weights --names voc.names --precision int8 --calibration photos -o net_int8.tflite
+      slimdet convert net.keras --head net.yaml -o net.tflite
+    """
+    is_keras = model.suffix.lower() in (".keras", ".h5", ".hdf5")
+    if precision == "int8" and calibration is None:
+        raise click.UsageError("int8 is calibrated on pictures: add --calibration DIR")
+    if is_keras and (weights or names or head is None):
+        raise click.UsageError("a Keras model comes alone and with --head HEAD.yaml, without WEIGHTS and --names")
+    if not is_keras and (weights is None or names is None or head is not None or allow_lambda):
+        raise click.UsageError("a darknet model is CFG WEIGHTS --names FILE, without --head and --allow-lambda")
+    _need("convert")
+    from toolchain.one_file import Origin, convert_file
+
+    origin = Origin(model, weights, names, head, resize, allow_lambda)
+    with _Display() as watch:
+        done = convert_file(origin, precision, output, calibration, started=watch.started)
+    if json_file is not None:
+        write_json(json_file, done)
+    if json_file != "-":
+        for line in done["summary"]:
+            click.echo(line)
+
+
+@slimdet.command(no_args_is_help=True)
+@click.argument("model", metavar="MODEL")
+@click.argument("weights", metavar="[WEIGHTS]", type=_FILE, required=False)
+@click.option("--names", metavar="FILE", type=_FILE, help="One class name a line, for a cfg.")
+@click.option(
+    "--allow-lambda", is_flag=True, help="Run Python code inside a Keras file. Only for files that you trust."
+)
+@json_option("Write everything here as JSON; - is standard output.")
+@version_option
+@debug_option
+def inspect(model: str, weights: Path | None, names: Path | None, allow_lambda: bool, json_file: str | None) -> None:
+    """Show what a model is made of: a cfg (with weights or without), .keras, .h5, .tflite, or a built-in network's
+    name.
+
+    Layers with shapes, parameters and FLOPs, and the head; of a .tflite, by whomever, its tensors and operations,
+    quantization, metadata, what XNNPACK takes, and what looks wrong.
+
+    \b
+    Example:
+      slimdet inspect net.cfg net.weights --names voc.names
+      slimdet inspect net_int8.tflite --json net.json
+    """
+    if Path(model).suffix.lower() in (".keras", ".h5", ".hdf5"):
+        _need("inspect", ("tensorflow",))
+    from toolchain.inspection import as_text, inspect_model
+
+    found = inspect_model(model, weights, names, allow_lambda=allow_lambda)
+    if json_file is not None:
+        write_json(json_file, found)
+    if json_file != "-":
+        click.echo(as_text(found))
+
+
+class _Display:
+    """Shows on standard error how a build goes on: what runs, for how long, and what is left where that is known."""
+
+    def __enter__(self) -> Watch:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        from toolchain.build import Watch
+
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), console=self._console, transient=True,
+        )  # fmt: skip
+        if self._console.is_terminal:
+            self._bar.start()
+        self._task: Any = None
+        self._last = 0.0
+        return Watch(self._started, self._progress, self._finished)
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def _started(self, job: str) -> None:
+        self._end()
+        self._task = self._bar.add_task(job, total=None)
+        self._job, self._last = job, time.monotonic()
+
+    def _progress(self, done: float, total: float) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, total=total or None)
+        if not self._console.is_terminal and time.monotonic() - self._last > 10 and total:
+            self._last = time.monotonic()
+            self._console.print(f"{self._job}: {done:.3g} of {total:g}")
+
+    def _finished(self, job: str, result: Any) -> None:
+        self._end()
+        told = f"ran in {result.seconds:.1f} s: {result.reason}" if result.ran else "kept"
+        self._console.print(f"{job:18} {told}")
+
+    def _end(self) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None

@@ -1,0 +1,140 @@
+"""The way without a recipe: one trained detector to one verified and packaged .tflite."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from deploy.errors import InputError
+from toolchain import child_process, graph_file
+from toolchain.cache import digest
+from toolchain.graph import Graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The files of a trained detector: darknet's three, or a Keras file and its head."""
+
+    model: Path
+    weights: Path | None = None
+    names: Path | None = None
+    head: Path | None = None
+    resize: Literal["letterbox", "stretch"] = "letterbox"
+    allow_lambda: bool = False
+
+    @property
+    def files(self) -> dict[str, Path]:
+        key = "keras" if self.head is not None else "cfg"
+        found = {key: self.model, "weights": self.weights, "names": self.names, "head": self.head}
+        return {name: path for name, path in found.items() if path is not None}
+
+
+def read_origin(origin: Origin, *, seed: int = 0) -> Graph:
+    """The detector as a graph. A darknet cfg without weights gets random ones of that seed."""
+    if origin.head is not None:
+        from toolchain.head import attach_head, read_head
+
+        head = read_head(origin.head)
+        return attach_head(read_keras_apart(origin.model, origin.allow_lambda), head)
+    from toolchain.darknet_reader import read_darknet
+
+    return read_darknet(origin.model, origin.weights, origin.names, resize=origin.resize, seed=seed)
+
+
+def read_keras_apart(path: Path, allow_lambda: bool) -> Graph:
+    """The network of a .keras or .h5 file, read in a process of its own: the file may come from strangers, and
+    TensorFlow loads with a lot to say."""
+    with child_process.folder() as place:
+        arguments = {"path": str(path.absolute()), "allow_lambda": allow_lambda, "result": str(place / "graph.zip")}
+        child_process.run("toolchain.one_file:save_keras", arguments, place, step=f"reading of {path}")
+        return graph_file.load(place / "graph.zip")
+
+
+def save_keras(path: str, allow_lambda: bool, result: str) -> None:
+    """Runs in a child."""
+    from toolchain.keras_reader import read_keras
+
+    graph_file.save(read_keras(Path(path), allow_lambda=allow_lambda), Path(result))
+
+
+def convert_file(
+    origin: Origin, precision: str, output: Path, calibration: Path | None, *, started: Callable[[str], None]
+) -> dict[str, Any]:
+    """Converts, verifies and writes output, atomically; an older output stays as it was until then.
+
+    calibration is a folder of pictures, for int8's ranges and for the verification; without it, pictures are drawn.
+    Returns plain JSON: what was done, and `summary`, lines to read. Raises InputError when output is one of the
+    inputs or cannot be written, and what reading, conversion and verification raise.
+    """
+    from toolchain.convert import convert
+    from toolchain.package import contract_of, package
+    from toolchain.quantize import CALIBRATION_PICTURES, evenly_spaced
+    from toolchain.reference import VERIFICATION_PICTURES
+    from toolchain.stages import draw_pictures, graph_facts, pictures_in
+    from toolchain.verify import to_json, verify
+
+    _refuse_to_overwrite(origin, output, calibration)
+    started("load")
+    inputs = {name: digest(path) for name, path in origin.files.items()}
+    graph = read_origin(origin)
+    facts = graph_facts(graph)
+    with tempfile.TemporaryDirectory(prefix="slimdet-") as folder:
+        place = Path(folder)
+        given = pictures_in(calibration) if calibration is not None else ()
+        some = evenly_spaced(given, VERIFICATION_PICTURES)
+        pictures = some or draw_pictures(place, VERIFICATION_PICTURES, max(64, *facts["input"]))
+        started("convert")
+        made = convert(graph, "float32", place / "float32.tflite", pictures=pictures, reference=place / "reference.npz")
+        tflite, notes = place / "float32.tflite", made.notes
+        if precision != "float32":
+            started(f"quantize {precision}")
+            tflite = place / "model.tflite"
+            ranges = evenly_spaced(given, CALIBRATION_PICTURES)
+            made = convert(graph, precision, tflite, pictures=ranges, float_file=place / "float32.tflite")
+            notes = tuple(dict.fromkeys((*made.notes, *notes)))
+        started("verify")
+        contract = contract_of(graph, tflite.read_bytes(), precision)
+        verified = to_json(verify(graph, tflite.read_bytes(), contract, reference=place / "reference.npz"))
+        started("package")
+        measured = {"verification": verified}
+        package(tflite, graph, precision, output, lineage={"recipe": None, "inputs": inputs}, measured=measured)
+    done = {
+        "path": str(output),
+        "precision": precision,
+        "bytes": output.stat().st_size,
+        **{key: facts[key] for key in ("trainable", "non_trainable", "flops", "flops_unknown")},
+        "verification": verified,
+        "verified_on_drawn_pictures": not given,
+        "calibration": dataclasses.asdict(made.calibration) if precision == "int8" else None,
+        "notes": list(notes),
+    }
+    return {**done, "summary": _summary(done)}
+
+
+def _summary(done: dict[str, Any]) -> list[str]:
+    from toolchain.report import calibration_sentence, verification_sentence
+
+    parameters = done["trainable"] + done["non_trainable"]
+    lines = [
+        f"{done['path']}: {done['precision']}, {done['bytes'] / 1e6:.2f} MB, {parameters:,} parameters, "
+        f"{done['flops'] / 1e6:.2f} MFLOPs",
+        verification_sentence(done),
+    ]
+    if done["calibration"]:
+        lines.append(calibration_sentence(done))
+    return [*lines, *done["notes"]]
+
+
+def _refuse_to_overwrite(origin: Origin, output: Path, calibration: Path | None) -> None:
+    for path in origin.files.values():
+        if output.resolve() == path.resolve():
+            raise InputError(f"a conversion never overwrites what it reads: -o is {path}; choose another name")
+    if calibration is not None and output.resolve().parent == calibration.resolve() and output.exists():
+        raise InputError(
+            f"a conversion never overwrites what it reads: -o {output} lies among the pictures; choose another place"
+        )
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"cannot write {output}: the folder {output.absolute().parent} is missing; make it first")

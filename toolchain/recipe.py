@@ -1,0 +1,345 @@
+"""A recipe: what to build of which model, as strict data.
+
+A recipe is YAML. It is checked whole before anything runs: an unknown key is refused with its line and the nearest
+known name, so that a typo never becomes a default; so is a combination that cannot work. Paths in it are relative to
+its own folder.
+
+    name: voc-yolo-fastest
+    model: {cfg: net.cfg, weights: net.weights, names: voc.names}
+    input: {resize: stretch}
+    precisions: [float32, int8]
+    calibration: {pictures: calibration200/JPEGImages, count: 64}
+    benchmark: {data: test991, split: test, protocol: darknet}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deploy.errors import InputError
+from toolchain.carried import built_in_networks, carried_recipes
+from toolchain.recipe_yaml import Places, nearest, read_yaml
+
+Precision = Literal["float32", "float16", "dynamic", "int8"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class _Impossible(ValueError):
+    """Settings that are each allowed but not together; `place` are the keys to which the sentence belongs."""
+
+    def __init__(self, place: tuple[str, ...], sentence: str) -> None:
+        super().__init__(sentence)
+        self.place = place
+
+
+class Settings(BaseModel):
+    """Base of every part of a recipe: frozen, of exact types, and without unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Model(Settings):
+    """The trained detector: darknet's cfg, weights and names; or a Keras file and its head; or a built-in network."""
+
+    cfg: Path | None = None
+    """darknet's network description."""
+    weights: Path | None = None
+    """darknet's weights."""
+    names: Path | None = None
+    """One class name a line."""
+    keras: Path | None = None
+    """A .keras or legacy .h5 file."""
+    head: Path | None = None
+    """HEAD.yaml: what the Keras model's outputs mean."""
+    allow_lambda: bool = False
+    """Run the Python code that a Keras file carries. Only for files that you trust."""
+    built_in: str | None = None
+    """A network that this package carries. It begins with random weights."""
+    seed: Seed = 1
+    """Of a built-in network's first weights."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Model:
+        given = [key for key in ("cfg", "keras", "built_in") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"a model is one of cfg, keras or built_in, but {' and '.join(given) or 'none'} came; give exactly one"
+            )
+        (kind,) = given
+        keys = {"cfg": ("weights", "names"), "keras": ("head",), "built_in": ()}[kind]
+        for key in keys:
+            if getattr(self, key) is None:
+                raise ValueError(f"a model with {kind} needs {key!r} too; add it")
+        belong = {kind, *keys, *{"keras": ["allow_lambda"], "built_in": ["seed"]}.get(kind, [])}
+        for key in sorted(self.model_fields_set - belong):
+            raise ValueError(
+                f"a model with {kind} takes no {key!r} (it belongs to another kind of model); leave it out"
+            )
+        return self
+
+
+class InputSettings(Settings):
+    """How a picture comes to the network's size."""
+
+    resize: Literal["letterbox", "stretch"] = "letterbox"
+    """letterbox keeps the picture's proportions; stretch is what darknet does, and its published figures need."""
+
+
+class Scenes(Settings):
+    """Scenes that the program draws itself, in VOC layout with the splits train, val and test."""
+
+    train: Annotated[int, Field(ge=1, le=100_000)] = 800
+    """Pictures to train and calibrate on."""
+    val: Annotated[int, Field(ge=1, le=100_000)] = 50
+    """Pictures on which a training is watched."""
+    test: Annotated[int, Field(ge=1, le=100_000)] = 200
+    """Pictures for the final figures alone."""
+    seed: Seed = 1
+
+
+class Data(Settings):
+    """Pictures that belong to the recipe as a whole."""
+
+    scenes: Scenes
+
+
+class Train(Settings):
+    """Trains all weights on the data's split train."""
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
+    batch: Annotated[int, Field(ge=1, le=4096)] = 16
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-3
+    """The highest step size, reached after the warm-up."""
+    flip: bool = True
+    """Mirror every second picture."""
+    seed: Seed = 1
+
+
+class GraphStage(Settings):
+    """One stage of the list `stages`, under its name. Each takes the network of the stage before it."""
+
+    train: Train | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> GraphStage:
+        if len(self.model_fields_set) != 1 or self.settings is None:
+            raise ValueError(
+                "an entry of stages is one stage, such as `- train: {epochs: 10}`; write each as an entry of its own"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        (name,) = self.model_fields_set
+        return name
+
+    @property
+    def settings(self) -> Settings:
+        settings: Settings = getattr(self, self.name)
+        return settings
+
+
+class Calibration(Settings):
+    """Pictures whose ranges fix the int8 scales. Never test pictures."""
+
+    pictures: Path | None = None
+    """A folder; the drawn scenes' split train where it is left out."""
+    count: Annotated[int, Field(ge=1, le=10_000)] = 64
+    """How many of them, evenly spaced over their sorted names."""
+
+
+class Verify(Settings):
+    """Pictures on which every file is compared with the model it was made of."""
+
+    pictures: Path | None = None
+    """A folder; the calibration's where it is left out, else generated pictures."""
+    count: Annotated[int, Field(ge=1, le=1000)] = 8
+
+
+class Benchmark(Settings):
+    """Latency of every file and, where there is data, its mAP."""
+
+    data: Path | None = None
+    """A folder in VOC layout; the drawn scenes where it is left out."""
+    split: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)] = "test"
+    protocol: Literal["voc07", "voc", "darknet", "coco"] = "voc"
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    runs: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    """Least number of timed runs."""
+    min_secs: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    """Least time of the timed runs together."""
+
+
+class Recipe(Settings):
+    """What to build of which model."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """Names the files: NAME_int8.tflite."""
+    model: Model
+    input: InputSettings = InputSettings()
+    data: Data | None = None
+    stages: Annotated[tuple[GraphStage, ...], Field(max_length=100)] = ()
+    """What is done to the network before it is converted, in this order."""
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("float32", "int8")
+    """One file is made for each."""
+    calibration: Calibration | None = None
+    verify: Verify = Verify()
+    benchmark: Benchmark = Benchmark()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        if len(set(self.precisions)) < len(self.precisions):
+            raise _Impossible(
+                ("precisions",),
+                f"each precision is listed once, but precisions is {list(self.precisions)}; remove the repeated one",
+            )
+        pictures = self.calibration.pictures if self.calibration else None
+        if "int8" in self.precisions and not (pictures or self.data):
+            raise _Impossible(
+                ("precisions",),
+                "int8 needs pictures to calibrate on, and the recipe names none; add `calibration: {pictures: "
+                "FOLDER}` or leave int8 out",
+            )
+        if self.calibration and not (pictures or self.data):
+            raise _Impossible(
+                ("calibration",), "calibration needs `pictures`, or `data` whose scenes it can take; add one of them"
+            )
+        if self.data is None and any(stage.train for stage in self.stages):
+            raise _Impossible(
+                ("stages",), "the stage train needs data to train on; add `data: {scenes: {}}` or leave train out"
+            )
+        if self.benchmark.data is None and self.data is None:
+            for key in sorted({"split", "protocol"} & self.benchmark.model_fields_set):
+                raise _Impossible(
+                    ("benchmark", key),
+                    f"benchmark's {key!r} needs pictures with truths; add `data: FOLDER` to benchmark or leave "
+                    f"{key} out",
+                )
+        if self.data and self.benchmark.data is None and self.benchmark.split != "test":
+            raise _Impossible(
+                ("benchmark", "split"),
+                f"the drawn scenes are measured on the split test, not {self.benchmark.split!r}; leave split out",
+            )
+        return self
+
+
+class RecipeFile(Settings):
+    """A recipe, its paths made absolute, and where it came from."""
+
+    recipe: Recipe
+    path: Path
+    sha256: str
+
+
+def read_recipe(path_or_name: str) -> RecipeFile:
+    """Reads a recipe file, or the carried recipe of that name.
+
+    Raises InputError with file, line and column for anything that is not a recipe, and for a built-in network that
+    there is not. Whether the files that it names exist is found out by the stage that reads them.
+    """
+    path = Path(path_or_name)
+    carried = carried_recipes()
+    if not path.is_file():
+        if path_or_name not in carried:
+            raise InputError(
+                f"a recipe is a file or the name of a carried one ({', '.join(carried) or 'none'}): "
+                f"there is no file {path_or_name!r}{nearest(path_or_name, list(carried))}"
+            )
+        path = carried[path_or_name]
+    content, value, places = read_yaml(path)
+    recipe = _validate(value, path, places)
+    if recipe.model.built_in is not None and recipe.model.built_in not in built_in_networks():
+        networks = list(built_in_networks())
+        raise InputError(
+            f"{places.text(path, ('model', 'built_in'))}: there is no built-in network {recipe.model.built_in!r}"
+            f"{nearest(recipe.model.built_in, networks)}; there is {', '.join(networks) or 'none'}"
+        )
+    return RecipeFile(
+        recipe=_absolute(recipe, path.absolute().parent), path=path, sha256=hashlib.sha256(content).hexdigest()
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """The recipe's JSON schema (draft 2020-12), for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+def _validate(value: Any, path: Path, places: Places) -> Recipe:
+    try:
+        # JSON's rules, not Python's: exact types, but lists become tuples and strings paths.
+        return Recipe.model_validate_json(json.dumps(value))
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    first = min(problems, key=lambda problem: places.line_and_column(_place(problem)))
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    raise InputError(f"{places.text(path, _place(first))}: {_sentence(first)}{more}")
+
+
+def _place(problem: Any) -> tuple[str | int, ...]:
+    cause = problem.get("ctx", {}).get("error")
+    return (*problem["loc"], *(cause.place if isinstance(cause, _Impossible) else ()))
+
+
+def _sentence(problem: Any) -> str:
+    """One of pydantic's errors in words."""
+    *parents, last = problem["loc"] or ("recipe",)
+    where = f"in {_dotted(parents)}" if parents else "in a recipe"
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _keys_at(tuple(parents))
+            near = nearest(str(last), known) or f"; known keys are {', '.join(known)}"
+            return f"unknown key {str(last)!r} {where}{near}"
+        case "missing":
+            return f"the key {str(last)!r} is missing {where}; add it"
+        case "value_error":
+            return str(problem["ctx"]["error"])
+    text = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{_dotted(problem['loc'])}: {text}, but {repr(problem['input'])[:80]} came; change it"
+
+
+def _dotted(place: Any) -> str:
+    return ".".join(str(part) for part in place) or "the recipe"
+
+
+def _keys_at(place: tuple[str | int, ...]) -> list[str]:
+    """The keys of the part of a recipe that stands at that place."""
+    model: type[BaseModel] = Recipe
+    for part in place:
+        if isinstance(part, str):
+            model = _model_in(model.model_fields[part].annotation)
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel]:
+    """The settings class inside `X`, `X | None` or `tuple[X, ...]`."""
+    if (
+        isinstance(annotation, type)
+        and not isinstance(annotation, types.GenericAlias)
+        and issubclass(annotation, BaseModel)
+    ):
+        return annotation
+    for inner in get_args(annotation):
+        if inner not in (None, type(None), ...):
+            return _model_in(inner)
+    raise TypeError(f"{annotation} holds no settings")
+
+
+def _absolute(settings: Any, folder: Path) -> Any:
+    """The same settings with every path in them made absolute; relative ones start in the recipe's folder."""
+    if isinstance(settings, Path):
+        return folder / settings
+    if isinstance(settings, tuple):
+        return tuple(_absolute(item, folder) for item in settings)
+    if isinstance(settings, Settings):
+        return settings.model_copy(
+            update={key: _absolute(getattr(settings, key), folder) for key in settings.model_fields_set}
+        )
+    return settings

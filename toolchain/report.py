@@ -1,0 +1,261 @@
+"""The report of a build: report.json for machines, report.md and one self-contained report.html for people.
+
+All three say the same. The table compares every file with the original: a number in brackets is a ratio (5.4x: 5.4
+times less) or, for mAP, a difference in points. Parameters and FLOPs are compared with the input model; size, mAP and
+time, which only a .tflite has, with the float32 file.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+Content = Mapping[str, Any]
+
+COLUMNS = ("format", "size MB", "parameters", "FLOPs M", "mAP %", "p50 ms", "p90 ms", "verified")
+NONE = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: a cell for each of COLUMNS."""
+
+    cells: tuple[str, ...]
+    unverified: bool = False
+
+
+def write_report(content: Content, sample: Path | None, folder: Path) -> None:
+    """Writes report.json, report.md, report.html and, where there is a picture with boxes, sample.jpg."""
+    picture = sample.read_bytes() if sample else None
+    if picture is not None:
+        (folder / "sample.jpg").write_bytes(picture)
+    (folder / "report.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(as_markdown(content, picture is not None), encoding="utf-8")
+    (folder / "report.html").write_text(as_html(content, picture), encoding="utf-8")
+
+
+def table(content: Content) -> list[Row]:
+    """The input model and every file, in COLUMNS."""
+    first, last = content["stages"][0], content["stages"][-1]
+    original = {key: first[key] for key in ("trainable", "non_trainable", "flops")}
+    rows = [Row(("input model", NONE, f"{_parameters(first):,}", f"{original['flops'] / 1e6:.2f}", *[NONE] * 4))]
+    float32 = next((file for file in content["files"] if file["precision"] == "float32"), None)
+    for file in content["files"]:
+        compared = float32 if float32 is not file else None
+        cells = (
+            f"tflite {file['precision']}",
+            _ratio(file["bytes"] / 1e6, compared and compared["bytes"] / 1e6),
+            _ratio(_parameters(last), _parameters(first), as_integer=True),
+            _ratio(last["flops"] / 1e6, first["flops"] / 1e6),
+            _points(file, compared),
+            *(_ratio(_milliseconds(file, key), _milliseconds(compared, key)) for key in ("p50_ms", "p90_ms")),
+            "yes" if file["verification"] else "NO",
+        )
+        rows.append(Row(cells, unverified=not file["verification"]))
+    return rows
+
+
+def sentences(content: Content) -> list[str]:
+    """What the figures mean and what must be known of them, in plain words; the most important first."""
+    found = []
+    for file in content["files"]:
+        if not file["verification"]:
+            found.append(
+                f"{file['path']} is NOT VERIFIED: the stage verify was skipped, so nothing shows that it computes "
+                "what the model computes."
+            )
+    float32 = next((file for file in content["files"] if file["precision"] == "float32"), None)
+    for file in content["files"]:
+        if file is not float32 and float32 is not None:
+            found.append(_comparison(file, float32))
+    found += [verification_sentence(file) for file in content["files"] if file["verification"]]
+    found += [calibration_sentence(file) for file in content["files"] if file.get("calibration")]
+    found += [_accuracy(file) for file in content["files"][:1]]
+    for file in content["files"]:
+        found += [f"{file['path']}: {text}." for text in file.get("latency", {}).get("warnings", [])]
+    for stage in content["skipped"]:
+        if stage != "verify":
+            found.append(f"The stage {stage} was skipped.")
+    if unknown := content["stages"][0].get("flops_unknown"):
+        found.append(f"FLOPs leave out layers without a rule: {', '.join(unknown)}.")
+    return found
+
+
+def _comparison(file: Content, float32: Content) -> str:
+    parts = [f"{float32['bytes'] / file['bytes']:.1f} times smaller than float32"]
+    before, after = _milliseconds(float32, "p50_ms"), _milliseconds(file, "p50_ms")
+    if before and after:
+        ratio = f"{max(before / after, after / before):.1f}"
+        speed = "as fast as it" if ratio == "1.0" else f"{ratio} times {'faster' if after < before else 'slower'}"
+        parts.append(speed)
+    if "map" in file and "map" in float32:
+        points = 100 * (file["map"] - float32["map"])
+        parts.append(f"{abs(points):.2f} points of mAP {'above' if points > 0 else 'below'} it")
+    return f"{file['precision']} is {', '.join(parts)}."
+
+
+def verification_sentence(file: Content) -> str:
+    """How near a file came to the bound of its verification."""
+    outputs = file["verification"]["outputs"]
+    # Decibels are the better the more, everything else the less.
+    worst = min(outputs, key=lambda output: _slack(output))
+    bound = "at least" if worst["unit"].startswith("dB") else "at most"
+    where = " generated" if file["verified_on_drawn_pictures"] else ""
+    return (
+        f"{file['path']} was held against the model on {file['verification']['pictures']}{where} pictures: the "
+        "output nearest its "
+        f"bound, {worst['output']}, has {worst['measured']:.3g} {worst['unit']}, {bound} {worst['bound']:.3g} allowed."
+    )
+
+
+def calibration_sentence(file: Content) -> str:
+    """How many pictures fixed the int8 scales."""
+    used, skipped = file["calibration"]["used"], file["calibration"]["skipped"]
+    tail = f"; {len(skipped)} could not be read, the first {skipped[0]}" if skipped else ""
+    return f"int8 was calibrated on {used} pictures{tail}."
+
+
+def _slack(output: Content) -> float:
+    ratio: float = output["measured"] / output["bound"]
+    return ratio if output["unit"].startswith("dB") else 1 / max(ratio, 1e-30)
+
+
+def _accuracy(file: Content) -> str:
+    accuracy = file.get("accuracy")
+    if accuracy is None:
+        return "mAP was not measured: " + (
+            "no data with truths was named in the recipe." if "latency" in file else "the stage benchmark was skipped."
+        )
+    skipped = f"; {accuracy['skipped_count']} pictures could not be used" if accuracy.get("skipped_count") else ""
+    without = accuracy.get("data_classes_without_partner") or []
+    missing = f"; classes that the model does not know: {', '.join(without)}" if without else ""
+    return f"mAP: protocol {accuracy['protocol']}, {accuracy['images']} pictures{skipped}{missing}."
+
+
+def _parameters(stage: Content) -> int:
+    total: int = stage["trainable"] + stage["non_trainable"]
+    return total
+
+
+def _milliseconds(file: Content | None, key: str) -> float | None:
+    value: float | None = (file or {}).get("latency", {}).get(key)
+    return value
+
+
+def _ratio(value: float | None, original: float | None, *, as_integer: bool = False) -> str:
+    """`11459.69 (5.4x)`: how many times less than the original."""
+    if value is None:
+        return NONE
+    text = f"{value:,}" if as_integer else f"{value:.2f}"
+    return f"{text} ({original / value:.1f}x)" if original and value else text
+
+
+def _points(file: Content, original: Content | None) -> str:
+    """`87.23 (+5.01)`: mAP in percent, and the difference to the original in points."""
+    if "map" not in file:
+        return NONE
+    text = f"{100 * file['map']:.2f}"
+    return f"{text} ({100 * (file['map'] - original['map']):+.2f})" if original and "map" in original else text
+
+
+def as_markdown(content: Content, has_sample: bool) -> str:
+    """The report as GitHub's Markdown."""
+
+    def line(cells: Any) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    lines = [f"# {content['name']}", "", line(COLUMNS), line(["---"] * len(COLUMNS))]
+    lines += [line(row.cells) for row in table(content)]
+    lines += ["", _BRACKETS, "", *(f"- {text}" for text in sentences(content)), ""]
+    if has_sample:
+        lines += ["![test pictures with the detector's boxes](sample.jpg)", ""]
+    lines += ["## Stages", "", line(_STAGE_COLUMNS), line(["---"] * len(_STAGE_COLUMNS))]
+    lines += [line(row) for row in _stage_rows(content)]
+    lines += ["", "## Made with", "", *(f"- {name}: {value}" for name, value in _made_with(content)), ""]
+    return "\n".join(lines)
+
+
+def as_text(content: Content) -> str:
+    """The table and what it means, for a terminal."""
+    rows = [COLUMNS, *(row.cells for row in table(content))]
+    widths = [max(len(cells[column]) for cells in rows) for column in range(len(COLUMNS))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths))
+        )
+        for cells in rows
+    ]
+    return "\n".join([*lines, "", *sentences(content)])
+
+
+def as_html(content: Content, sample: bytes | None) -> str:
+    """The report as one page that needs no other file."""
+    import jinja2
+
+    page = resources.files("toolchain").joinpath("report.html").read_text(encoding="utf-8")
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return template.from_string(page).render(
+        name=content["name"],
+        columns=COLUMNS,
+        rows=table(content),
+        brackets=_BRACKETS,
+        sentences=sentences(content),
+        sample=base64.b64encode(sample).decode() if sample else None,
+        classes=_per_class(content),
+        precisions=[file["precision"] for file in content["files"]],
+        stage_columns=_STAGE_COLUMNS,
+        stages=_stage_rows(content),
+        made_with=_made_with(content),
+    )
+
+
+_BRACKETS = (
+    "In brackets: how many times less than the original, for mAP the difference in points. Parameters and FLOPs "
+    "are compared with "
+    "the input model; size, mAP and time with the float32 file."
+)
+_STAGE_COLUMNS = ("stage", "parameters", "FLOPs M", "seconds", "this build", "why it ran last")
+
+
+def _stage_rows(content: Content) -> list[tuple[str, ...]]:
+    return [
+        (
+            stage["name"],
+            f"{_parameters(stage):,}",
+            f"{stage['flops'] / 1e6:.2f}",
+            f"{stage['seconds']:.1f}",
+            stage["build"],
+            stage["reason"],
+        )
+        for stage in content["stages"]
+    ]
+
+
+def _per_class(content: Content) -> list[tuple[str, list[str]]]:
+    """AP of each class in percent, a value for each file."""
+    measured = [file.get("accuracy", {}).get("per_class", {}) for file in content["files"]]
+    names = dict.fromkeys(name for per_class in measured for name in per_class)
+    return [(name, [f"{100 * found[name]:.2f}" if name in found else NONE for found in measured]) for name in names]
+
+
+def _made_with(content: Content) -> list[tuple[str, str]]:
+    machine = content["machine"]
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items() if name != "slimdet")
+    seeds = ", ".join(f"{name} {seed}" for name, seed in content["seeds"].items()) or "none"
+    return [
+        ("recipe", f"{content['recipe']['file']}, SHA-256 {content['recipe']['sha256']}"),
+        ("seeds", seeds),
+        (
+            "machine",
+            f"{machine['cpu']}, {machine['usable_cores']} cores, {machine['memory_mb']} MB, {machine['architecture']}",
+        ),
+        ("versions", f"slimdet {content['slimdet']}, Python {machine['python']}, {libraries}"),
+    ]

@@ -1,0 +1,273 @@
+"""What each stage of a build does: one plain function of its settings and inputs that writes files and returns facts.
+
+The table of all stages, and the order in which they follow each other, is in build.py. A stage knows nothing but its
+Work, whose settings and inputs are exactly what its result is kept under (cache.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import InputError
+from deploy.source import locate
+from toolchain import graph_file
+from toolchain.cache import Result, Source
+from toolchain.graph import Graph
+
+#: Told while a stage works: how much is done, and of how much; 0 where that is not known.
+Progress = Callable[[float, float], None]
+#: Plain JSON.
+Facts = Mapping[str, Any]
+
+GRAPH = "graph.zip"
+TFLITE = "model.tflite"
+REFERENCE = "reference.npz"
+SCENES = "scenes"
+SAMPLE = "sample.jpg"
+#: Seed of the pictures that stand in for real ones where none are given.
+_DRAWN_SEED = 20_240_229
+#: Pictures in the sample, side by side.
+_SAMPLE_PICTURES = 3
+_SAMPLE_HEIGHT = 480
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one run of a stage has, and where it writes."""
+
+    #: Plain JSON.
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Source]
+    out: Path
+    progress: Progress
+
+    def path(self, name: str) -> Path:
+        """An input that is one file or folder."""
+        source = self.inputs[name]
+        assert isinstance(source, Path)
+        return source
+
+    def paths(self, name: str) -> tuple[Path, ...]:
+        """An input that is several files; () where the job has none of that name."""
+        source = self.inputs.get(name, ())
+        assert isinstance(source, tuple)
+        return source
+
+    def file(self, name: str, inside: str) -> Path:
+        """A file of an input that is an earlier result."""
+        source = self.inputs[name]
+        assert isinstance(source, Result)
+        return source.file(inside)
+
+
+def load(work: Work) -> Facts:
+    """Reads the model into a graph. Settings: resize, allow_lambda, seed. Inputs: cfg, weights, names, or keras,
+    head."""
+    from toolchain.one_file import Origin, read_origin
+
+    paths = {name: work.path(name) for name in work.inputs}
+    origin = Origin(
+        paths.get("keras") or paths["cfg"],
+        paths.get("weights"),
+        paths.get("names"),
+        paths.get("head"),
+        work.settings["resize"],
+        work.settings["allow_lambda"],
+    )
+    graph = read_origin(origin, seed=work.settings["seed"])
+    return _save(graph, work.out)
+
+
+def scenes(work: Work) -> Facts:
+    """Draws scenes in VOC layout. Settings: splits, seed, size."""
+    from toolchain.scenes import write_scenes
+
+    splits = work.settings["splits"]
+    write_scenes(work.out / SCENES, splits=splits, seed=work.settings["seed"], size=work.settings["size"])
+    return {"pictures": splits}
+
+
+def train(work: Work) -> Facts:
+    """Trains all weights. Settings: the recipe's Train. Inputs: graph, scenes."""
+    from toolchain.train import Training
+    from toolchain.train import train as train_graph
+
+    def progress(told: Mapping[str, float]) -> None:
+        work.progress(told["epoch"], told["epochs"])
+
+    graph = graph_file.load(work.file("graph", GRAPH))
+    trained = train_graph(graph, work.file("scenes", SCENES), Training(**work.settings), progress=progress)
+    return {**_save(trained.graph, work.out), "history": [dict(epoch) for epoch in trained.history]}
+
+
+def pictures(work: Work) -> Facts:
+    """Draws pictures to verify on where the recipe names none. Settings: count, size."""
+    draw_pictures(work.out, work.settings["count"], work.settings["size"])
+    return {}
+
+
+def pictures_in(folder: Path) -> tuple[Path, ...]:
+    """The pictures right in a folder, sorted by name. Raises InputError where there is none, or no folder."""
+    found = locate(str(folder))
+    if found.kind != "folder":
+        raise InputError(f"pictures come from a folder, but {folder} is a {found.kind}; name the folder")
+    return found.files
+
+
+def draw_pictures(folder: Path, count: int, size: int) -> tuple[Path, ...]:
+    """Draws pictures, size x size, that stand in for real ones; always the same. Returns their paths."""
+    import cv2
+
+    from toolchain.scenes import draw_scene
+
+    for index in range(count):
+        picture, _, _ = draw_scene((_DRAWN_SEED,), index, size)
+        (folder / f"{index:04d}.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    return tuple(sorted(folder.glob("*.png")))
+
+
+def convert(work: Work) -> Facts:
+    """Makes the float32 .tflite, and what the model itself computes on the verification's pictures. Inputs: graph,
+    pictures."""
+    from toolchain.convert import convert as convert_graph
+
+    graph = graph_file.load(work.file("graph", GRAPH))
+    made = convert_graph(
+        graph, "float32", work.out / TFLITE, pictures=work.paths("pictures"), reference=work.out / REFERENCE
+    )
+    return {"notes": list(made.notes)}
+
+
+def quantize(work: Work) -> Facts:
+    """Derives another precision from the float32 file. Settings: precision. Inputs: graph, float32, pictures to
+    calibrate on."""
+    from toolchain.convert import convert as convert_graph
+
+    graph = graph_file.load(work.file("graph", GRAPH))
+    made = convert_graph(
+        graph,
+        work.settings["precision"],
+        work.out / TFLITE,
+        pictures=work.paths("pictures"),
+        float_file=work.file("float32", TFLITE),
+    )
+    return {"notes": list(made.notes), "calibration": dataclasses.asdict(made.calibration)}
+
+
+def verify(work: Work) -> Facts:
+    """Holds a file against the model. Settings: precision. Inputs: graph, tflite, reference, pictures (which
+    reference is about)."""
+    from toolchain.package import contract_of
+    from toolchain.verify import to_json
+    from toolchain.verify import verify as verify_file
+
+    graph = graph_file.load(work.file("graph", GRAPH))
+    content = work.file("tflite", TFLITE).read_bytes()
+    contract = contract_of(graph, content, work.settings["precision"])
+    return to_json(verify_file(graph, content, contract, reference=work.file("reference", REFERENCE)))
+
+
+def package(work: Work) -> Facts:
+    """Puts the contract into the file. Settings: file, precision, lineage, measured. Inputs: graph, tflite."""
+    from toolchain.package import package as package_file
+
+    settings = work.settings
+    graph = graph_file.load(work.file("graph", GRAPH))
+    destination = work.out / settings["file"]
+    package_file(
+        work.file("tflite", TFLITE),
+        graph,
+        settings["precision"],
+        destination,
+        lineage=settings["lineage"],
+        measured=settings["measured"],
+    )
+    return {"bytes": destination.stat().st_size}
+
+
+def benchmark(work: Work) -> Facts:
+    """Measures a packaged file. Settings: the recipe's Benchmark and file. Inputs: model and, where there is data,
+    data or scenes."""
+    from benchmarks.accuracy import measure_accuracy
+    from benchmarks.latency import measure_latency
+
+    settings = work.settings
+    model = work.file("model", settings["file"])
+    threads = settings["threads"]
+    data = work.path("data") if "data" in work.inputs else None
+    if "scenes" in work.inputs:
+        data = work.file("scenes", SCENES)
+    latency = measure_latency(
+        model, threads=threads, runs=settings["runs"], min_secs=settings["min_secs"], progress=work.progress
+    )
+    facts = {"latency": latency}
+    if data is not None:
+        split, protocol = settings["split"], settings["protocol"]
+        accuracy = measure_accuracy(model, data, split, protocol, threads=threads, progress=work.progress)
+        facts["accuracy"] = accuracy
+        _draw_sample(model, data, split, work.out / SAMPLE)
+    return facts
+
+
+def _draw_sample(model: Path, data: Path, split: str, destination: Path) -> None:
+    """The split's first pictures with the model's boxes, side by side, equally high."""
+    import cv2
+    import numpy as np
+
+    from benchmarks.dataset import read_voc
+    from deploy.detector import Detector
+    from deploy.draw import captions, draw
+    from deploy.picture import read_picture
+
+    detector = Detector(model)
+    written = captions(detector.contract.labels)
+    drawn = []
+    for picture in read_voc(data, split).pictures[:_SAMPLE_PICTURES]:
+        try:
+            pixels = read_picture(picture.path)
+        except InputError:
+            continue  # the accuracy's facts name it
+        # Drawn after scaling, so that lines and letters are equally large in all.
+        height, width = pixels.shape[:2]
+        size = (max(1, round(width * _SAMPLE_HEIGHT / height)), _SAMPLE_HEIGHT)
+        scaled = np.ascontiguousarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+        found = detector.detect(pixels)
+        boxes = found.boxes * np.array([size[0] / width, size[1] / height] * 2, np.float32)
+        draw(scaled, dataclasses.replace(found, boxes=boxes), written)
+        drawn.append(scaled)
+    if drawn:
+        destination.write_bytes(cv2.imencode(".jpg", np.hstack(drawn), (cv2.IMWRITE_JPEG_QUALITY, 90))[1].tobytes())
+
+
+def report(work: Work) -> Facts:
+    """Writes report.json, report.md and report.html. Settings: the report's content. Inputs: the benchmark whose
+    sample is shown."""
+    from toolchain.report import write_report
+
+    write_report(work.settings, work.file("sample", SAMPLE) if "sample" in work.inputs else None, work.out)
+    return {}
+
+
+def _save(graph: Graph, out: Path) -> dict[str, Any]:
+    """Writes the graph and returns what the report says of it."""
+    graph_file.save(graph, out / GRAPH)
+    return graph_facts(graph)
+
+
+def graph_facts(graph: Graph) -> dict[str, Any]:
+    """Name, input, class count, parameters and FLOPs of a graph as plain JSON."""
+    from toolchain.cost import cost
+
+    found = cost(graph)
+    return {
+        "model": graph.name,
+        "trainable": found.trainable,
+        "non_trainable": found.non_trainable,
+        "flops": found.flops,
+        "flops_unknown": list(found.flops_unknown),
+        "input": [graph.input.height, graph.input.width] if graph.input else None,
+        "classes": len(graph.labels),
+    }
