@@ -1,8 +1,8 @@
 """The device side: the file's contract, the interpreter, pictures in, boxes out. Never imports TensorFlow.
 
-    from deploy import Detector, read_picture
+from deploy import Detector, read_picture
 
-    found = Detector("detector.tflite").detect(read_picture("street.jpg"))
+found = Detector("detector.tflite").detect(read_picture("street.jpg"))
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ ROLES: tuple[Role, ...] = ("xy", "wh", "objectness", "classes")
 class Input:
     """How a picture becomes the input tensor, (1, height, width, 3).
 
-    A pixel value u in 0..255 of channel c enters as (u - mean[c]) / std[c], then in the tensor's quantization if it has one.
+    A pixel value u in 0..255 of channel c enters as (u - mean[c]) / std[c], then in the tensor's quantization if it has
+    one.
     """
 
     name: str
@@ -72,8 +73,8 @@ class YoloHead:
 
 @dataclasses.dataclass(frozen=True)
 class PostprocessHead:
-    """The four outputs of TFLite_Detection_PostProcess: decoded boxes (1, N, 4) as ymin, xmin, ymax, xmax in 0..1, class
-    indices (1, N), scores (1, N) and the count (1,). NMS has been done inside."""
+    """The four outputs of TFLite_Detection_PostProcess: decoded boxes (1, N, 4) as ymin, xmin, ymax, xmax in 0..1,
+    class indices (1, N), scores (1, N) and the count (1,). NMS has been done inside."""
 
     boxes: str
     classes: str

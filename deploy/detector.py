@@ -61,8 +61,8 @@ class Detector:
         return self.model.run({self.contract.input.name: tensor})
 
     def postprocess(self, outputs: Mapping[str, np.ndarray], placement: Placement, *, clip: bool = True) -> Detections:
-        """Decodes, suppresses, and moves the boxes to pixels of the picture, best first. They are clipped to the picture,
-        and what lies in the bars of a letterbox alone is left out; with clip=False all stay as the network gives them."""
+        """Decodes, suppresses, and moves the boxes to pixels of the picture, best first. They are clipped to the
+        picture, and what lies in the bars of a letterbox alone is left out; with clip=False all stay as they are."""
         found = decode(outputs, self.contract, self.conf)
         if isinstance(self.contract.head, PostprocessHead):
             found = found.take(np.argsort(-found.scores, kind="stable")[: self.limit])

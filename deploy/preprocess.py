@@ -65,8 +65,8 @@ def place(source_hw: tuple[int, int], input: Input) -> Placement:
 
 
 def to_source(boxes: np.ndarray, placement: Placement, *, clip: bool = True) -> np.ndarray:
-    """Boxes in pixels of the source, float32 (n, 4), clipped to the picture unless clip is False. boxes: float (n, 4) as
-    x1, y1, x2, y2 in pixels of the input."""
+    """Boxes in pixels of the source, float32 (n, 4), clipped to the picture unless clip is False. boxes: float (n, 4)
+    as x1, y1, x2, y2 in pixels of the input."""
     scale = np.array([placement.scale_x, placement.scale_y] * 2, np.float32)
     pad = np.array([placement.pad_x, placement.pad_y] * 2, np.float32)
     most = np.array([placement.source_width, placement.source_height] * 2, np.float32)

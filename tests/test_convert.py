@@ -144,7 +144,10 @@ convert(toy_graph(), "float16", Path({destination!r}), float_file=Path({float_fi
 def _converting(destination: Path, limit: int = 0) -> subprocess.Popen[str]:
     """A process that quantizes the toy to a file, with file sizes limited to so many bytes."""
     code = _CONVERT.format(
-        root=str(_ROOT), tests=str(_ROOT / "tests"), limit=limit, destination=str(destination),
+        root=str(_ROOT),
+        tests=str(_ROOT / "tests"),
+        limit=limit,
+        destination=str(destination),
         float_file=str(converted() / "float32.tflite"),
     )
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -61,9 +61,7 @@ def test_the_best_detection_is_on_top() -> None:
     st.integers(1, 120),
     st.integers(1, 120),
     st.lists(
-        st.tuples(
-            *[st.floats(-20, 140, width=32)] * 4, st.floats(0, 1, width=32), st.integers(-2, 5)
-        ),
+        st.tuples(*[st.floats(-20, 140, width=32)] * 4, st.floats(0, 1, width=32), st.integers(-2, 5)),
         max_size=4,
     ),
 )

@@ -15,7 +15,9 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("statement", ["import deploy, deploy.detector, deploy.cli", "import benchmarks.cli, deploy.cli"])
+@pytest.mark.parametrize(
+    "statement", ["import deploy, deploy.detector, deploy.cli", "import benchmarks.cli, deploy.cli"]
+)
 def test_device_side_loads_nothing_of_the_build_side(statement: str) -> None:
     loaded = modules_after(statement)
     assert "deploy" in loaded

@@ -24,7 +24,7 @@ def test_a_packaged_file_detects(tmp_path: Path, precision: str) -> None:
     detector = Detector(destination, conf=0.0)
     assert detector.contract == contract
     assert contract.labels == LABELS and contract.precision == precision and contract.measured == {"map": 0.5}
-    (far, near) = contract.head.scales  # type: ignore[union-attr]
+    far, near = contract.head.scales  # type: ignore[union-attr]
     assert (far.stride, near.stride, far.anchors) == (16, 8, ANCHORS)
     assert far.outputs == {role: f"{role}_16" for role in ("xy", "wh", "objectness", "classes")}
     found = detector.detect(np.full((50, 70, 3), 90, np.uint8))

@@ -76,8 +76,13 @@ def toy_graph(activation: str = "silu") -> Graph:
     kernel = net.random.normal(0, 0.5, (3, 3, 32, 1)).astype(np.float32)
     bias = net.random.normal(0, 0.5, 32).astype(np.float32)
     net.add(
-        "depthwise", "DepthwiseConv2D", "shaped", weights={"depthwise_kernel": kernel, "bias": bias}, padding="same",
-        kernel_size=[3, 3], strides=[2, 2],
+        "depthwise",
+        "DepthwiseConv2D",
+        "shaped",
+        weights={"depthwise_kernel": kernel, "bias": bias},
+        padding="same",
+        kernel_size=[3, 3],
+        strides=[2, 2],
     )
     net.add("dropout", "Dropout", "depthwise", rate=0.5)
     net.add("linear", "Activation", "dropout", activation="linear")

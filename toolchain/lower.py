@@ -24,7 +24,12 @@ from toolchain.shapes import shapes
 
 #: Layers that do nothing outside training.
 _TRAINING_ONLY = (
-    "ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "SpatialDropout2D",
+    "ActivityRegularization",
+    "AlphaDropout",
+    "Dropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "SpatialDropout2D",
 )
 
 

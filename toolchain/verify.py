@@ -99,9 +99,7 @@ def verify(
     found, tensors = run_file(tflite, contract, [Path(name) for name in names])
     layers, depth = _layers(graph), _depth(graph)
     differences = tuple(
-        _difference(
-            tensors[name], layers[name], contract.precision, depth[layers[name]], expected[name], found[name]
-        )
+        _difference(tensors[name], layers[name], contract.precision, depth[layers[name]], expected[name], found[name])
         for name in expected
     )
     wrong = [difference for difference in differences if not _inside(difference)]
