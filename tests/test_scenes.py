@@ -51,7 +51,7 @@ def test_the_annotations_are_the_drawn_boxes_in_vocs_pixels(tmp_path: Path) -> N
         _, boxes, classes = draw_scene((2, *b"train"), index, 128)
         assert picture.annotation.size == (128, 128)
         assert picture.annotation.names == tuple(CLASSES[shape] for shape in classes)
-        # VOC's first pixel is 1: the box covers xmin - 1 to xmax, and the outline lies in it with less than a pixel to spare.
+        # VOC counts from 1: the box covers xmin - 1 to xmax; the outline is in it, less than a pixel from each side.
         spare = boxes - (picture.annotation.boxes - (1, 1, 0, 0))
         assert (spare[:, :2] >= 0).all() and (spare[:, :2] < 1).all()
         assert (spare[:, 2:] <= 0).all() and (spare[:, 2:] > -1).all()
@@ -82,7 +82,7 @@ def test_the_box_is_that_of_the_pixels(shape: int) -> None:
         scenes._fill(rng, canvas, outline, box)
         rows, columns = np.nonzero(canvas.max(axis=2) > canvas.max() / 2)
         drawn = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-        # Half a pixel by rounding to pixels; a thin tip (star, triangle) fills less than half of its last pixels: two more.
+        # Half a pixel by rounding to pixels; a thin tip (star, triangle) fills less than half of its last two or so.
         assert np.abs(drawn - box).max() <= 0.5 + 2
 
 

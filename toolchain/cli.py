@@ -240,14 +240,17 @@ class _Display:
     def _started(self, job: str) -> None:
         self._end()
         self._task = self._bar.add_task(job, total=None)
-        self._job, self._last = job, time.monotonic()
+        self._job, self._begun = job, time.monotonic()
+        self._last = self._begun
 
     def _progress(self, done: float, total: float) -> None:
         if self._task is not None:
             self._bar.update(self._task, completed=done, total=total or None)
         if not self._console.is_terminal and time.monotonic() - self._last > 10 and total:
             self._last = time.monotonic()
-            self._console.print(f"{self._job}: {done:.3g} of {total:g}")
+            left = (self._last - self._begun) * (total - done) / done if done else None
+            told = f", {left:.0f} s left" if left is not None else ""
+            self._console.print(f"{self._job:18} {100 * done / total:.0f} %{told}")
 
     def _finished(self, job: str, result: Any) -> None:
         self._end()

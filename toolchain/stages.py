@@ -100,7 +100,11 @@ def train(work: Work) -> Facts:
 
     graph = graph_file.load(work.file("graph", GRAPH))
     trained = train_graph(graph, work.file("scenes", SCENES), Training(**work.settings), progress=progress)
-    return {**_save(trained.graph, work.out), "history": [dict(epoch) for epoch in trained.history]}
+    return {
+        **_save(trained.graph, work.out),
+        "history": [dict(epoch) for epoch in trained.history],
+        "left_out": list(trained.left_out),
+    }
 
 
 def pictures(work: Work) -> Facts:

@@ -269,12 +269,14 @@ def as_text(found: Mapping[str, Any]) -> str:
         "",
     ]
     lines.append(f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {len(found['operations'])} operations")
+    # Programs address a tensor by its name in the signature; the converter's own stands in the list above.
+    signature: Mapping[str, Any] = next(iter(found["signatures"].values()), {})
     for side in ("inputs", "outputs"):
+        names = {tensor: name for name, tensor in signature.get(side, {}).items()}
         for tensor in found[side]:
+            name = names.get(tensor["name"], tensor["name"])
             scale = f", scale {tensor['scale'][0]:.6g}, zero point {tensor['zero_point'][0]}" if tensor["scale"] else ""
-            lines.append(
-                f"{side[:-1]}: {tensor['name']} {tensor['dtype']} {'x'.join(map(str, tensor['shape']))}{scale}"
-            )
+            lines.append(f"{side[:-1]}: {name} {tensor['dtype']} {'x'.join(map(str, tensor['shape']))}{scale}")
     if found["delegated"]:
         lines.append(f"XNNPACK takes {found['delegated']['nodes']} of {found['delegated']['total']} nodes")
     lines.append(_metadata_line(found["metadata"]))
