@@ -44,7 +44,7 @@ def test_paths_start_in_the_recipes_folder(tmp_path: Path) -> None:
 def test_defaults(tmp_path: Path) -> None:
     found = read(tmp_path, DARKNET + "calibration: {pictures: photos}\n").recipe
     assert found.precisions == ("float32", "int8")
-    assert found.input.resize == "letterbox"
+    assert found.input.resize is None
     assert (found.calibration.count, found.verify.count, found.benchmark.threads) == (64, 8, 1)
 
 

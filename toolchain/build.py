@@ -148,7 +148,8 @@ def _graph(jobs: _Jobs, recipe: Recipe, skip: frozenset[str]) -> tuple[Result, R
     """The network after the recipe's list of stages, and the drawn scenes where it has some."""
     model = recipe.model
     inputs: dict[str, Source] = dict(_model_files(recipe))
-    settings: dict[str, Any] = {"allow_lambda": model.allow_lambda, "seed": model.seed, "resize": recipe.input.resize}
+    resize = recipe.input.resize or (None if model.keras else "letterbox")  # a Keras model's HEAD.yaml says it itself
+    settings: dict[str, Any] = {"allow_lambda": model.allow_lambda, "seed": model.seed, "resize": resize}
     graph = jobs.run(BY_NAME["load"], settings, inputs)
     scenes = None
     if recipe.data is not None:
@@ -173,8 +174,9 @@ def _files(
     """Makes, verifies, packages and measures a file for each precision; returns the report's entries."""
     recipe = recipe_file.recipe
     calibration, verification, drawn = _pictures(jobs, recipe, graph, scenes)
+    trust = {"allow_lambda": recipe.model.allow_lambda}
     # The precisions share one float32 file, which also carries the model's own outputs to verify against.
-    float32 = jobs.run(BY_NAME["convert"], {}, {"graph": graph, "pictures": verification})
+    float32 = jobs.run(BY_NAME["convert"], trust, {"graph": graph, "pictures": verification})
     packaged = {}
     entries: list[dict[str, Any]] = []
     for precision in recipe.precisions:
@@ -184,7 +186,7 @@ def _files(
         if precision != "float32":
             inputs = {"graph": graph, "float32": float32}
             inputs |= {"pictures": calibration} if precision == "int8" else {}
-            tflite = run(BY_NAME["quantize"], {"precision": precision}, inputs)
+            tflite = run(BY_NAME["quantize"], {"precision": precision, **trust}, inputs)
         verified: Facts | None = None
         if "verify" not in skip:
             inputs = {"graph": graph, "tflite": tflite, "reference": float32, "pictures": verification}

@@ -137,8 +137,8 @@ def build(recipe: str, out: Path, skip: tuple[str, ...], json_file: str | None) 
 @click.option("--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True, help="Of the file.")
 @click.option("--calibration", metavar="DIR", type=_FOLDER, help="Pictures that fix the int8 scales; also verified on.")
 @click.option(
-    "--resize", type=click.Choice(("letterbox", "stretch")), default="letterbox", show_default=True,
-    help="How pictures come to the input's size; stretch is what darknet does. A HEAD.yaml says it itself.",
+    "--resize", type=click.Choice(("letterbox", "stretch")),
+    help="How pictures come to the input's size; stretch is what darknet does. Default: letterbox, or HEAD.yaml's.",
 )  # fmt: skip
 @click.option(
     "--allow-lambda", is_flag=True, help="Run Python code inside a Keras file. Only for files that you trust."
@@ -149,7 +149,7 @@ def build(recipe: str, out: Path, skip: tuple[str, ...], json_file: str | None) 
 @debug_option
 def convert(
     model: Path, weights: Path | None, names: Path | None, head: Path | None, precision: str, calibration: Path | None,
-    resize: Literal["letterbox", "stretch"], allow_lambda: bool, output: Path, json_file: str | None,
+    resize: Literal["letterbox", "stretch"] | None, allow_lambda: bool, output: Path, json_file: str | None,
 ) -> None:  # fmt: skip
     """Convert one trained detector to one verified .tflite, without a recipe.
 
@@ -164,7 +164,7 @@ def convert(
     if precision == "int8" and calibration is None:
         raise click.UsageError("int8 is calibrated on pictures: add --calibration DIR")
     if is_keras and (weights or names or head is None):
-        raise click.UsageError("a Keras model comes alone and with --head HEAD.yaml, without WEIGHTS and --names")
+        raise click.UsageError("a Keras model is MODEL --head HEAD.yaml, without WEIGHTS and --names")
     if not is_keras and (weights is None or names is None or head is not None or allow_lambda):
         raise click.UsageError("a darknet model is CFG WEIGHTS --names FILE, without --head and --allow-lambda")
     _need("convert")

@@ -42,7 +42,8 @@ def _refuse_object(config: Mapping[str, Any], name: str, allow_lambda: bool, pla
     if name in ("Lambda", "__lambda__"):
         if not allow_lambda:
             raise GraphError(
-                f"a Lambda runs code from the file: {where} has one; allow it (allow_lambda) only if you trust the file"
+                f"a Lambda runs code from the file: {where} has one; "
+                "allow it (--allow-lambda, or allow_lambda: true in a recipe) only if you trust the file"
             )
         return
     module, registered = config.get("module"), config.get("registered_name")

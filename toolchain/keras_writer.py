@@ -113,7 +113,8 @@ def _layer(node: Node, allow_lambda: bool) -> Any:
         return _opaque_operation(node)
     if node.op == "Lambda" and not allow_lambda:
         raise GraphError(
-            f"a Lambda runs code from the file: {node.name!r} is one; allow it (allow_lambda) only if you trust the"
+            f"a Lambda runs code from the file: {node.name!r} is one; "
+            "allow it (--allow-lambda, or allow_lambda: true in a recipe) only if you trust the"
             " file"
         )
     config = {key: value for key, value in node.attributes.items() if key not in _OWN}

@@ -22,7 +22,8 @@ class Origin:
     weights: Path | None = None
     names: Path | None = None
     head: Path | None = None
-    resize: Literal["letterbox", "stretch"] = "letterbox"
+    #: None: letterbox, or what the head's file says.
+    resize: Literal["letterbox", "stretch"] | None = None
     allow_lambda: bool = False
 
     @property
@@ -38,10 +39,13 @@ def read_origin(origin: Origin, *, seed: int = 0) -> Graph:
         from toolchain.head import attach_head, read_head
 
         head = read_head(origin.head)
-        return attach_head(read_keras_apart(origin.model, origin.allow_lambda), head)
+        graph = attach_head(read_keras_apart(origin.model, origin.allow_lambda), head)
+        if origin.resize is None or graph.input is None:
+            return graph
+        return dataclasses.replace(graph, input=dataclasses.replace(graph.input, resize=origin.resize))
     from toolchain.darknet_reader import read_darknet
 
-    return read_darknet(origin.model, origin.weights, origin.names, resize=origin.resize, seed=seed)
+    return read_darknet(origin.model, origin.weights, origin.names, resize=origin.resize or "letterbox", seed=seed)
 
 
 def read_keras_apart(path: Path, allow_lambda: bool) -> Graph:
@@ -87,13 +91,22 @@ def convert_file(
         some = evenly_spaced(given, VERIFICATION_PICTURES)
         pictures = some or draw_pictures(place, VERIFICATION_PICTURES, max(64, *facts["input"]))
         started("convert")
-        made = convert(graph, "float32", place / "float32.tflite", pictures=pictures, reference=place / "reference.npz")
+        trust = origin.allow_lambda
+        made = convert(
+            graph,
+            "float32",
+            place / "float32.tflite",
+            pictures=pictures,
+            reference=place / "reference.npz",
+            allow_lambda=trust,
+        )
         tflite, notes = place / "float32.tflite", made.notes
         if precision != "float32":
             started(f"quantize {precision}")
             tflite = place / "model.tflite"
             ranges = evenly_spaced(given, CALIBRATION_PICTURES)
-            made = convert(graph, precision, tflite, pictures=ranges, float_file=place / "float32.tflite")
+            float32 = place / "float32.tflite"
+            made = convert(graph, precision, tflite, pictures=ranges, float_file=float32, allow_lambda=trust)
             notes = tuple(dict.fromkeys((*made.notes, *notes)))
         started("verify")
         contract = contract_of(graph, tflite.read_bytes(), precision)

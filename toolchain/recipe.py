@@ -89,8 +89,9 @@ class Model(Settings):
 class InputSettings(Settings):
     """How a picture comes to the network's size."""
 
-    resize: Literal["letterbox", "stretch"] = "letterbox"
-    """letterbox keeps the picture's proportions; stretch is what darknet does, and its published figures need."""
+    resize: Literal["letterbox", "stretch"] | None = None
+    """letterbox keeps the picture's proportions; stretch is what darknet does, and its published figures need. Without
+    it: letterbox, or what HEAD.yaml says."""
 
 
 class Scenes(Settings):

@@ -134,20 +134,25 @@ def draw_pictures(folder: Path, count: int, size: int) -> tuple[Path, ...]:
 
 
 def convert(work: Work) -> Facts:
-    """Makes the float32 .tflite, and what the model itself computes on the verification's pictures. Inputs: graph,
-    pictures."""
+    """Makes the float32 .tflite, and what the model itself computes on the verification's pictures. Settings:
+    allow_lambda. Inputs: graph, pictures."""
     from toolchain.convert import convert as convert_graph
 
     graph = graph_file.load(work.file("graph", GRAPH))
     made = convert_graph(
-        graph, "float32", work.out / TFLITE, pictures=work.paths("pictures"), reference=work.out / REFERENCE
+        graph,
+        "float32",
+        work.out / TFLITE,
+        pictures=work.paths("pictures"),
+        reference=work.out / REFERENCE,
+        allow_lambda=work.settings["allow_lambda"],
     )
     return {"notes": list(made.notes)}
 
 
 def quantize(work: Work) -> Facts:
-    """Derives another precision from the float32 file. Settings: precision. Inputs: graph, float32, pictures to
-    calibrate on."""
+    """Derives another precision from the float32 file. Settings: precision, allow_lambda. Inputs: graph, float32,
+    pictures to calibrate on."""
     from toolchain.convert import convert as convert_graph
 
     graph = graph_file.load(work.file("graph", GRAPH))
@@ -157,6 +162,7 @@ def quantize(work: Work) -> Facts:
         work.out / TFLITE,
         pictures=work.paths("pictures"),
         float_file=work.file("float32", TFLITE),
+        allow_lambda=work.settings["allow_lambda"],
     )
     return {"notes": list(made.notes), "calibration": dataclasses.asdict(made.calibration)}
 
