@@ -41,12 +41,22 @@ def _number(_: click.Context, parameter: click.Parameter, value: float) -> float
 
 @click.group()
 def main() -> None:
-    """Measures what slimdet's files do on this machine."""
+    """Measures what slimdet's files do on this machine.
+
+    \b
+    Example:
+      python -m benchmarks latency yolo_int8.tflite --threads 2
+    """
 
 
 @main.group()
 def bench() -> None:
-    """Measure the accuracy or the latency of a .tflite on this machine."""
+    """Measure the accuracy or the latency of a .tflite on this machine.
+
+    \b
+    Example:
+      slimdet bench latency yolo_int8.tflite --threads 2
+    """
 
 
 @bench.command(no_args_is_help=True)

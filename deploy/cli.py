@@ -9,13 +9,17 @@ from typing import Any
 
 import click
 
-from deploy.command_line import debug_option
-from deploy.errors import InputError
+from deploy.command_line import debug_option, refuse_to_overwrite
 
 
 @click.group()
 def main() -> None:
-    """The device side of slimdet: runs a detector file on pictures and videos."""
+    """The device side of slimdet: runs a detector file on pictures and videos.
+
+    \b
+    Example:
+      python -m deploy detect yolo_int8.tflite --source photos --out seen --jsonl seen.jsonl
+    """
 
 
 def _fraction_option(name: str, default: float, text: str) -> Any:
@@ -86,12 +90,5 @@ def detect(
     if out is not None:
         output.output_folder(out, located)
     if jsonl is not None and jsonl != "-":
-        _refuse_to_overwrite(Path(jsonl), [model, *located.files])
+        refuse_to_overwrite("--jsonl", jsonl, [model, *located.files])
     feed.run(Detector(model, backend, threads, conf, iou), located, out, jsonl)
-
-
-def _refuse_to_overwrite(destination: Path, sources: list[Path]) -> None:
-    if destination.is_file():
-        for path in sources:
-            if path.exists() and os.path.samefile(destination, path):
-                raise InputError(f"--jsonl {destination} would overwrite {path}, which is read; choose another file")

@@ -6,13 +6,14 @@ Exit code 0 means success, 2 wrong use (click's own), 1 everything else that a u
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,29 @@ debug_option = click.option(
 
 
 def json_option(text: str) -> Any:
-    """The option --json FILE; `-` is standard output."""
-    return click.option("--json", "json_file", type=click.Path(dir_okay=False), metavar="FILE", help=text)
+    """The option --json FILE; `-` is standard output, and a file that the same command names already is refused."""
+    option = click.option("--json", "json_file", type=click.Path(dir_okay=False), metavar="FILE", help=text)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def checked(*arguments: Any, **values: Any) -> Any:
+            if values["json_file"] not in (None, "-"):
+                names = {p.name for p in click.get_current_context().command.params if isinstance(p, click.Argument)}
+                others = [value for name, value in values.items() if name in names or isinstance(value, Path)]
+                refuse_to_overwrite("--json", values["json_file"], [other for other in others if other is not None])
+            return command(*arguments, **values)
+
+        return option(checked)
+
+    return decorate
+
+
+def refuse_to_overwrite(option: str, destination: str, others: Iterable[str | Path]) -> None:
+    """Raises InputError where the option's file is one of the others, under whatever name."""
+    for path in others:
+        same = os.path.realpath(path) == os.path.realpath(destination)
+        if same or (os.path.exists(path) and os.path.exists(destination) and os.path.samefile(path, destination)):
+            raise InputError(f"{option} {destination} would overwrite {path}; choose another file")
 
 
 def write_json(destination: str, value: Mapping[str, Any]) -> None:

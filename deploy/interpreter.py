@@ -63,7 +63,10 @@ class Model:
             ) from error
         #: Milliseconds that laying out the tensors in memory took, delegates included.
         self.allocate_ms = (time.perf_counter_ns() - opened) / 1e6
-        inputs, outputs = _details(self._interpreter)
+        try:
+            inputs, outputs = _details(self._interpreter)
+        except UnicodeDecodeError as error:
+            raise InputError(f"the .tflite is damaged: a tensor's name is no text ({error}); copy it anew") from error
         self.inputs = tuple(_tensor(name, details) for name, details in inputs.items())
         self.outputs = tuple(_tensor(name, details) for name, details in outputs.items())
         self._input_indices = {name: int(details["index"]) for name, details in inputs.items()}
@@ -96,7 +99,7 @@ class Model:
     def delegated(self) -> Delegated:
         """What XNNPACK took of the file's nodes."""
         # A node named DELEGATE stands for those between its inputs and its outputs, which stay in the list.
-        operations = self._interpreter._get_ops_details()
+        operations = self._operations()
         own = [operation for operation in operations if operation["op_name"] != "DELEGATE"]
         maker = {int(output): operation for operation in own for output in operation["outputs"]}
         taken: set[int] = set()
@@ -112,13 +115,19 @@ class Model:
                     waiting += [int(source) for source in maker[tensor]["inputs"]]
         return Delegated(len(taken), len(own))
 
+    def _operations(self) -> list[dict[str, Any]]:
+        try:
+            return self._interpreter._get_ops_details()
+        except UnicodeDecodeError as error:  # it spells out every tensor's name
+            raise InputError(f"the .tflite is damaged: a tensor's name is no text ({error}); copy it anew") from error
+
     def outputs_of(self, operation: str) -> list[tuple[str, ...]]:
         """For every node of that name, such as TFLite_Detection_PostProcess: the names of the file's outputs that it
         writes, in the node's order; "" for a tensor that is no output of the file."""
         names = {index: name for name, index in self._output_indices.items()}
         return [
             tuple(names.get(int(index), "") for index in node["outputs"])
-            for node in self._interpreter._get_ops_details()
+            for node in self._operations()
             if node["op_name"] == operation
         ]
 

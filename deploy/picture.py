@@ -86,6 +86,9 @@ def _check_header(path: Path, content: bytes) -> None:
     # OpenCV fills what is missing of a JPEG with grey and says nothing.
     if kind in ("JPEG", "MPO") and not _jpeg_ends(content):
         raise InputError(f"{path} is cut short: its picture has no end; copy it anew")
+    # Of a PNG that is cut, libpng would say so on standard error by itself.
+    if kind == "PNG" and b"IEND" not in content:
+        raise InputError(f"{path} is cut short: its picture has no end; copy it anew")
 
 
 @contextmanager

@@ -51,6 +51,23 @@ def test_json_to_standard_output_is_json_alone(tmp_path, toy, capsys):
     assert json.loads(capsys.readouterr().out)["runs"] == 3
 
 
+def test_json_never_overwrites_the_model(tmp_path, capsys):
+    model, data = write_toy(tmp_path / "toy.tflite"), str(small_set(tmp_path / "data"))
+    content = model.read_bytes()
+    (tmp_path / "link.tflite").symlink_to(model)
+    for name in ("toy.tflite", "./toy.tflite", "link.tflite"):
+        for command in (["latency", str(model), *QUICK], ["accuracy", str(model), "--data", data]):
+            assert run(*command, "--json", f"{tmp_path}/{name}") == 1
+            assert capsys.readouterr().err.endswith(f"would overwrite {model}; choose another file\n")
+    assert model.read_bytes() == content
+
+
+@pytest.mark.parametrize("arguments", [[], ["bench"]])
+def test_help_of_a_group_has_an_example(arguments, capsys):
+    assert run(*arguments, "--help") == 0
+    assert "Example:\n" in capsys.readouterr().out
+
+
 def test_what_did_not_count_is_shown(tmp_path, toy, capsys):
     data = small_set(tmp_path)
     (data / "JPEGImages/001.png").write_bytes(b"")

@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -35,8 +37,22 @@ def program(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_start_imports_nothing_heavy() -> None:
     heavy = (*BUILD_SIDE, "numpy", "cv2", "PIL", "ai_edge_litert")
-    done = program(f"import sys, toolchain.__main__; print([name for name in {heavy} if name in sys.modules])")
+    loaded = f"[name for name in {heavy} if name in sys.modules]"
+    done = program(f"import sys, toolchain.__main__, toolchain.cli; print({loaded})")
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("package", ["toolchain", "benchmarks", "deploy"])
+def test_interruption_while_the_program_loads_is_one_line(package: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click': raise KeyboardInterrupt\n"
+        f"sys.meta_path.insert(0, Interrupting())\nrunpy.run_module({package!r}, run_name='__main__')"
+    )
+    done = program(code)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "slimdet: error: interrupted\n")
 
 
 def device_side_only(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -117,6 +133,54 @@ def test_errors_are_one_sentence(
     assert re.search(sentence, error.replace("\n", " "))
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_job_is_named_while_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    told = threading.Event()
+    real = threading.Timer
+
+    def timer(seconds: float, function: Callable[..., None], arguments: list[str]) -> threading.Timer:
+        def tell() -> None:
+            function(*arguments)
+            told.set()
+
+        return real(0.0, tell)
+
+    def slow(*_: object, started: Callable[[str], None]) -> dict[str, object]:
+        started("convert")
+        assert told.wait(60)
+        return {"summary": ["done"]}
+
+    monkeypatch.setattr(threading, "Timer", timer)
+    monkeypatch.setattr("toolchain.one_file.convert_file", slow)
+    assert run("convert", "a.cfg", "a.weights", "--names", "n", "-o", "m.tflite") == 0
+    assert capsys.readouterr() == ("done\n", "convert            runs\n")
+
+
+@pytest.mark.parametrize("command", ["inspect", "bench latency"])
+def test_json_never_overwrites_what_is_read(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = toy_detector.write_toy(tmp_path / "toy.tflite")
+    content = model.read_bytes()
+    assert run(*command.split(), str(model), "--json", str(model)) == 1
+    assert capsys.readouterr().err == f"slimdet: error: --json {model} would overwrite {model}; choose another file\n"
+    assert model.read_bytes() == content
+
+
+def test_json_is_not_the_output_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = str(tmp_path / "m.tflite")
+    assert run(*DARKNET, "-o", same, "--json", same) == 1
+    assert capsys.readouterr().err == f"slimdet: error: --json {same} would overwrite {same}; choose another file\n"
+
+
+def test_json_never_overwrites_what_a_recipe_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, weights = tmp_path / "net.yaml", tmp_path / "net.weights"
+    recipe.write_text(
+        "name: net\nmodel: {cfg: net.cfg, weights: net.weights, names: net.names}\nprecisions: [float32]\n"
+    )
+    weights.write_bytes(b"trained for weeks")
+    assert run("build", str(recipe), "--out", str(tmp_path / "out"), "--json", str(weights)) == 1
+    assert "would overwrite" in capsys.readouterr().err
+    assert weights.read_bytes() == b"trained for weeks"
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

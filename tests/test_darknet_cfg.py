@@ -135,7 +135,8 @@ def test_comments_may_be_in_any_encoding():
     [
         ("[convolutionl]\n", 5, "did you mean convolutional"),
         ("[connected]\noutput=3\n", 5, r"\[connected\] is not supported"),
-        ("[Gaussian_yolo]\n", 5, "Gaussian_yolo"),
+        ("[Gaussian_yolo]\n", 5, "Gaussian_yolo.* is not supported; these are: net, .*, region$"),
+        ("[softmax]\n", 5, "softmax.* is not supported; these are: "),
         ("[implicit]\n", 5, "implicit"),
         ("[conv]\n\nfilter=8\n", 7, "filter is not known.*did you mean filters"),
         ("[conv]\nwhatever_else=8\n", 6, "whatever_else is not known"),

@@ -440,6 +440,7 @@ def test_layers_that_do_not_fit_are_named_by_line(tmp_path, content, layer, word
         (b"cat\n", r"a\.cfg:15: the network has 2 classes; .*a\.names names 1"),
         (b"cat\ndog\ncow\n", "names 3"),
         (b"cat\n\ndog\n", r"a\.names:2: .*this line is blank"),
+        (b"cat\ncat\n", r"a\.names: every class has a name of its own, but 'cat' stands 2 times"),
         (b"", "names 0"),
         (b"cat\nd\xe9g\n", "UTF-8"),
         (b"x" * (2**20 + 1), "at most 1,048,576 bytes"),

@@ -59,6 +59,24 @@ def _picture() -> np.ndarray:
     return np.random.default_rng(2).uniform(0, 1, (2, 64, 96, 3)).astype(np.float32)
 
 
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        ("416", "input.size: .* but 416 came"),
+        ("[416]", "input.size is too short: it has no item 2; add it"),
+        ("[416, 416, 3]", "input.size: .* came"),
+        ("[0, 416]", r"input.size\[0\]: .* but 0 came"),
+        ("[416, 8193]", r"input.size\[1\]: .* but 8193 came"),
+        ("[416.5, 416]", r"input.size\[0\]: .* but 416.5 came"),
+    ],
+)
+def test_an_input_size_is_two_whole_numbers(tmp_path: Path, size: str, sentence: str) -> None:
+    entry = "input: {size: %s}\n"
+    assert read_head(_write(tmp_path, _YAML + entry % "[320, 416]")).input.size == (320, 416)
+    with pytest.raises(InputError, match=rf"HEAD.yaml:6:\d+: {sentence}"):
+        read_head(_write(tmp_path, _YAML + entry % size))
+
+
 def test_the_example_in_the_docstring_is_a_head_file(tmp_path: Path) -> None:
     import toolchain.head
 
@@ -70,7 +88,10 @@ def test_the_example_in_the_docstring_is_a_head_file(tmp_path: Path) -> None:
     assert [scale.output for scale in found.scales] == ["predict_conv_1", "predict_conv_2"]
     # The example shows the defaults.
     short = read_head(_write(tmp_path, _YAML))
-    assert dataclasses.astuple(Input("image", 1, 1)) == ("image", 1, 1, *short.input.model_dump().values())
+    assert dataclasses.astuple(Input("image", 1, 1)) == (
+        "image", 1, 1, *short.input.model_dump(exclude={"size"}).values()
+    )  # fmt: skip
+    assert short.input.size is None
     assert short.input == found.input and short.scales[0].layout == found.scales[0].layout == ROLES
     assert (short.box, short.class_activation, short.anchors_in) == (
         found.box,
@@ -130,6 +151,13 @@ def test_wrong_names_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "my.names").write_bytes(content)
     with pytest.raises(InputError, match="HEAD.yaml:1:1: .*labels"):
         read_head(_write(tmp_path, _YAML.replace("[cat, dog]", "my.names")))
+
+
+@pytest.mark.parametrize("labels", ["[cat, cat]", "my.names"])
+def test_a_class_name_stands_once(tmp_path: Path, labels: str) -> None:
+    (tmp_path / "my.names").write_text("cat\ncat\n")
+    with pytest.raises(InputError, match="HEAD.yaml:1:.*'cat' stands 2 times"):
+        read_head(_write(tmp_path, _YAML.replace("[cat, dog]", labels)))
 
 
 def test_a_missing_head_file(tmp_path: Path) -> None:

@@ -165,6 +165,13 @@ def test_damaged_content_is_refused() -> None:
             Model(content)
 
 
+def test_tensor_names_that_are_no_text_are_refused() -> None:
+    content = tiny_tflite.postprocess()
+    name = Model(content).inputs[0].name.encode()
+    with pytest.raises(InputError, match="a tensor's name is no text"):
+        Model(content.replace(name, b"\xff" * len(name))).outputs_of("TFLite_Detection_PostProcess")
+
+
 def test_an_operation_that_the_runtime_lacks_is_named() -> None:
     with pytest.raises(BackendError, match="FlexSomething"):
         Model(tiny_tflite.postprocess(operation="FlexSomething"))

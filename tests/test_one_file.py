@@ -8,6 +8,7 @@ import pytest
 from deploy.command_line import exit_code
 from deploy.model_file import read
 from toolchain.cli import slimdet
+from toolchain.one_file import _by_reason
 
 HEAD = """
 labels: [cat, dog]
@@ -19,11 +20,11 @@ scales:
 """
 
 
-def write_keras(path: Path, *, with_lambda: bool) -> None:
-    """A network of 32x32x3 with one scale of stride 8: 2 anchors of 5 + 2 channels."""
+def write_keras(path: Path, *, with_lambda: bool, side: int | None = 32) -> None:
+    """A network of 32x32x3, or of the side that is given, with one scale of stride 8: 2 anchors of 5 + 2 channels."""
     import keras
 
-    image = keras.Input((32, 32, 3))
+    image = keras.Input((side, side, 3))
     x = keras.layers.Conv2D(8, 3, strides=4, padding="same", activation="relu", name="stem")(image)
     if with_lambda:
         x = keras.layers.Lambda(lambda tensor: tensor * 2.0, output_shape=(8, 8, 8), name="twice")(x)
@@ -31,8 +32,8 @@ def write_keras(path: Path, *, with_lambda: bool) -> None:
     keras.Model(image, keras.layers.Conv2D(2 * (5 + 2), 1, name="predict")(x)).save(path)
 
 
-def convert(folder: Path, model: str, *options: str) -> int:
-    (folder / "head.yaml").write_text(HEAD)
+def convert(folder: Path, model: str, *options: str, head: str = HEAD) -> int:
+    (folder / "head.yaml").write_text(head)
     files = ["convert", str(folder / model), "--head", str(folder / "head.yaml"), "-o", str(folder / "out.tflite")]
     return exit_code(slimdet, "slimdet", [*files, *options])
 
@@ -57,6 +58,23 @@ def test_a_keras_file_with_its_head(tmp_path: Path, model: str) -> None:
     assert convert(tmp_path, model, "--resize", "stretch", "--precision", "float16") == 0
     contract = read(tmp_path / "out.tflite")[1]
     assert (contract.input.resize, contract.precision) == ("stretch", "float16")
+
+
+def test_the_summary_has_one_line_for_each_reason() -> None:
+    notes = [*(f"conv_{index}: Mish approximated" for index in range(5)), "up: one resize: exact"]
+    assert _by_reason(notes) == ["conv_0, conv_1, conv_2 and 2 more: Mish approximated", "up: one resize: exact"]
+    assert _by_reason(notes[3:5]) == ["conv_3, conv_4: Mish approximated"]
+
+
+@pytest.mark.slow
+def test_an_open_input_size_stands_in_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_keras(tmp_path / "net.keras", with_lambda=False, side=None)
+    assert convert(tmp_path, "net.keras") == 1
+    assert "input: {size: [height, width]}" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert convert(tmp_path, "net.keras", head=HEAD.replace("input: {", "input: {size: [24, 40], ")) == 0
+    contract = read(tmp_path / "out.tflite")[1]
+    assert (contract.input.height, contract.input.width) == (24, 40)
+    assert {tensor.name: tensor.shape for tensor in contract.tensors}["objectness_8"] == (1, 3, 5, 2)
 
 
 @pytest.mark.slow

@@ -99,6 +99,15 @@ def test_a_picture_that_is_cut_short_is_refused(tmp_path: Path, format: str, sha
         read(tmp_path, content[: int(len(content) * share)])
 
 
+def test_a_png_that_is_cut_short_is_refused_before_libpng_writes_to_standard_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    with pytest.raises(InputError, match="cut short"):
+        read(tmp_path, encoded("PNG", noise)[:-1000])
+    assert capfd.readouterr().err == ""
+
+
 def test_a_jpeg_with_a_thumbnail_that_is_cut_short_is_refused(tmp_path: Path) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     thumbnail = encoded("JPEG")

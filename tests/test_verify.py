@@ -83,6 +83,19 @@ def test_a_wrong_output_is_named(
 
 
 @pytest.mark.usefixtures("no_search")
+@pytest.mark.parametrize(("spread", "words"), [(1e-3, "of a quantization step, as of an"), (1e3, "; calibrate on")])
+def test_a_refused_int8_file_says_what_can_be_done(tmp_path: Path, spread: float, words: str) -> None:
+    """An output that hardly differs from cell to cell has no place in its steps; any other is a matter of ranges."""
+
+    def replace(arrays: dict[str, np.ndarray]) -> None:
+        shape = arrays["xy_16"].shape
+        arrays["xy_16"] = np.random.default_rng(0).normal(0, spread, shape).astype(np.float32)
+
+    with pytest.raises(VerificationError, match=f"'xy_16'.*{words}.*or take float16$"):
+        verify(*_file("int8"), reference=_changed(tmp_path, replace))
+
+
+@pytest.mark.usefixtures("no_search")
 def test_a_float_file_is_held_to_epsilons(tmp_path: Path) -> None:
     """A thousandth of the output, which int8 would not show, is far outside a float's bound."""
 

@@ -147,7 +147,7 @@ def build(
 def _graph(jobs: _Jobs, recipe: Recipe, skip: frozenset[str]) -> tuple[Result, Result | None]:
     """The network after the recipe's list of stages, and the drawn scenes where it has some."""
     model = recipe.model
-    inputs: dict[str, Source] = dict(_model_files(recipe))
+    inputs: dict[str, Source] = dict(model_files(recipe))
     resize = recipe.input.resize or (None if model.keras else "letterbox")  # a Keras model's HEAD.yaml says it itself
     settings: dict[str, Any] = {"allow_lambda": model.allow_lambda, "seed": model.seed, "resize": resize}
     graph = jobs.run(BY_NAME["load"], settings, inputs)
@@ -255,7 +255,7 @@ def _lineage(recipe: Recipe, precision: str, skip: frozenset[str]) -> dict[str, 
     return {
         "recipe": recipe.name,
         "recipe_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "inputs": {name: cache.digest(path) for name, path in _model_files(recipe).items()},
+        "inputs": {name: cache.digest(path) for name, path in model_files(recipe).items()},
         "seeds": _seeds(recipe),
         "stages": [entry.name for entry in recipe.stages if entry.name not in skip],
     }
@@ -270,7 +270,7 @@ def _file_names(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _model_files(recipe: Recipe) -> dict[str, Path]:
+def model_files(recipe: Recipe) -> dict[str, Path]:
     """The files that the model is read from, by the recipe's key."""
     if recipe.model.built_in is not None:
         cfg = built_in_networks()[recipe.model.built_in]
@@ -345,7 +345,7 @@ def _names(recipe: Recipe) -> list[str]:
 
 def _refuse_to_overwrite(recipe: Recipe, out: Path) -> None:
     made = {(out / name).resolve() for name in _names(recipe)}
-    for path in _model_files(recipe).values():
+    for path in model_files(recipe).values():
         if path.resolve() in made:
             raise InputError(f"a build never overwrites what it reads: it would write {path}; choose another --out")
 

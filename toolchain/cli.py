@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,7 @@ import click
 
 from benchmarks.cli import bench
 from deploy.cli import detect
-from deploy.command_line import debug_option, json_option, write_json
+from deploy.command_line import debug_option, json_option, refuse_to_overwrite, write_json
 from deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 _BUILD_SIDE = ("tensorflow", "litert_quantizer", "pydantic", "yaml", "rich", "jinja2")
+#: A job that takes longer is named while it runs.
+_QUIET_SECONDS = 2.0
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -107,10 +110,12 @@ def build(recipe: str, out: Path, skip: tuple[str, ...], json_file: str | None) 
     """
     _need("build")
     from toolchain.build import build as build_recipe
-    from toolchain.build import check_skips
+    from toolchain.build import check_skips, model_files
     from toolchain.recipe import read_recipe
 
     recipe_file = read_recipe(recipe)
+    if json_file not in (None, "-"):
+        refuse_to_overwrite("--json", str(json_file), [recipe_file.path, *model_files(recipe_file.recipe).values()])
     try:
         check_skips(frozenset(skip), recipe_file.recipe)
     except InputError as error:
@@ -230,10 +235,12 @@ class _Display:
         if self._console.is_terminal:
             self._bar.start()
         self._task: Any = None
+        self._timer: threading.Timer | None = None
         self._last = 0.0
         return Watch(self._started, self._progress, self._finished)
 
     def __exit__(self, *_: object) -> None:
+        self._end()
         if self._console.is_terminal:
             self._bar.stop()
 
@@ -242,6 +249,10 @@ class _Display:
         self._task = self._bar.add_task(job, total=None)
         self._job, self._begun = job, time.monotonic()
         self._last = self._begun
+        if not self._console.is_terminal:
+            self._timer = threading.Timer(_QUIET_SECONDS, self._console.print, [f"{job:18} runs"])
+            self._timer.daemon = True
+            self._timer.start()
 
     def _progress(self, done: float, total: float) -> None:
         if self._task is not None:
@@ -258,6 +269,8 @@ class _Display:
         self._console.print(f"{job:18} {told}")
 
     def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None

@@ -89,9 +89,10 @@ def _split(content: bytes, file: str) -> list[_Raw]:
             continue
         if header := re.fullmatch(r"\[([A-Za-z0-9_]+)\]([#;].*)?", text):
             if header[1] not in KEYS:
-                raise InputError(
-                    f"{file}:{number}: the section [{header[1]}] is not supported{_suggestion(header[1], KEYS)}"
-                )
+                # Closer than for keys: [softmax] is darknet's own, and no misspelt [max].
+                near = difflib.get_close_matches(header[1], sorted(KEYS), 1, 0.75)
+                advice = f"did you mean {near[0]}?" if near else f"these are: {', '.join(KEYS)}"
+                raise InputError(f"{file}:{number}: the section [{header[1]}] is not supported; {advice}")
             sections.append(_Raw(file, header[1], number))
             last = ""
         elif option := re.fullmatch(r"([A-Za-z0-9_]+)=([!-~]+)", text):

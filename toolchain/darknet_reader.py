@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -114,6 +115,9 @@ def _labels(network: Network, names: Path) -> tuple[str, ...]:
     if "" in labels:
         raise InputError(f"{names}:{labels.index('') + 1}: a names file has one class a line; this line is blank")
     section, _ = network.detections[0]
+    again, times = Counter(labels).most_common(1)[0] if labels else ("", 0)
+    if times > 1:
+        raise InputError(f"{names}: every class has a name of its own, but {again!r} stands {times} times; rename it")
     if len(labels) != section.classes:
         raise InputError(
             f"{network.file}:{section.line}: the network has {section.classes} classes; {names} names {len(labels)}:"

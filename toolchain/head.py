@@ -2,6 +2,7 @@
 
     labels: voc.names               # one a line, relative to this file; or a list: [person, car]
     input:
+      # size: [416, 416]            # height, width; for a model that leaves them open, or instead of its own
       resize: letterbox             # or stretch
       color: RGB                    # or BGR
       mean: [0, 0, 0]               # a pixel value u in 0..255 enters as (u - mean) / std
@@ -30,6 +31,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,6 +49,7 @@ from toolchain.shapes import shapes
 _LARGEST_NAMES = 2**20
 _Anchor = tuple[Annotated[float, Field(gt=0, le=1e5)], Annotated[float, Field(gt=0, le=1e5)]]
 _Colors = tuple[float, float, float]
+_Side = Annotated[int, Field(ge=1, le=8192)]
 
 
 class _Settings(BaseModel):
@@ -56,6 +59,8 @@ class _Settings(BaseModel):
 class HeadInput(_Settings):
     """How pictures enter, see deploy.contract.Input."""
 
+    #: (height, width) in pixels; None: the model's own.
+    size: tuple[_Side, _Side] | None = None
     resize: Literal["letterbox", "stretch"] = "letterbox"
     color: Literal["RGB", "BGR"] = "RGB"
     mean: _Colors = (0.0, 0.0, 0.0)
@@ -100,6 +105,14 @@ class HeadFile(_Settings):
     class_activation: Literal["sigmoid", "softmax"] = "sigmoid"
     anchors_in: Literal["pixels", "cells"] = "pixels"
     scales: Annotated[tuple[HeadScale, ...], Field(min_length=1, max_length=16)]
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        again, times = Counter(value).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"every class has a name of its own, but {again!r} stands {times} times; rename it")
+        return value
 
     @model_validator(mode="after")
     def _scales_differ(self) -> HeadFile:
@@ -179,6 +192,8 @@ def _sentence(problem: Mapping[str, Any]) -> str:
         return (
             f"unknown key {str(last)!r} {where}{nearest(str(last), known) or f'; known keys are ' + ', '.join(known)}"
         )
+    if problem["type"] == "missing" and isinstance(last, int):
+        return f"{_dotted(parents)} is too short: it has no item {last + 1}; add it"
     if problem["type"] == "missing":
         return f"the key {str(last)!r} is missing {where}; add it"
     if problem["type"] == "value_error":
@@ -301,7 +316,8 @@ def _check_grid(raw: Node, shape: Shape, settings: HeadScale, size: tuple[int, i
     if (shape[0] * settings.stride, shape[1] * settings.stride) != size:
         raise GraphError(
             f"a grid's cells times its stride is the input size: {raw.name!r} has {shape[0]}x{shape[1]} cells of"
-            f" {settings.stride}, the input is {size[0]}x{size[1]}; correct the stride"
+            f" {settings.stride}, the input is {size[0]}x{size[1]}; correct the stride, or give an"
+            f" input.size of multiples of {settings.stride}"
         )
 
 

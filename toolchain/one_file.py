@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ def read_origin(origin: Origin, *, seed: int = 0) -> Graph:
         from toolchain.head import attach_head, read_head
 
         head = read_head(origin.head)
-        graph = attach_head(read_keras_apart(origin.model, origin.allow_lambda), head)
+        graph = attach_head(read_keras_apart(origin.model, origin.allow_lambda, head.input.size), head)
         if origin.resize is None or graph.input is None:
             return graph
         return dataclasses.replace(graph, input=dataclasses.replace(graph.input, resize=origin.resize))
@@ -48,20 +48,26 @@ def read_origin(origin: Origin, *, seed: int = 0) -> Graph:
     return read_darknet(origin.model, origin.weights, origin.names, resize=origin.resize or "letterbox", seed=seed)
 
 
-def read_keras_apart(path: Path, allow_lambda: bool) -> Graph:
+def read_keras_apart(path: Path, allow_lambda: bool, input_size: tuple[int, int] | None = None) -> Graph:
     """The network of a .keras or .h5 file, read in a process of its own: the file may come from strangers, and
-    TensorFlow loads with a lot to say."""
+    TensorFlow loads with a lot to say. input_size is (height, width), for a model that leaves them open."""
     with child_process.folder() as place:
-        arguments = {"path": str(path.absolute()), "allow_lambda": allow_lambda, "result": str(place / "graph.zip")}
+        arguments = {
+            "path": str(path.absolute()),
+            "allow_lambda": allow_lambda,
+            "input_size": input_size,
+            "result": str(place / "graph.zip"),
+        }
         child_process.run("toolchain.one_file:save_keras", arguments, place, step=f"reading of {path}")
         return graph_file.load(place / "graph.zip")
 
 
-def save_keras(path: str, allow_lambda: bool, result: str) -> None:
-    """Runs in a child."""
+def save_keras(path: str, allow_lambda: bool, input_size: Sequence[int] | None, result: str) -> None:
+    """Runs in a child; input_size is (height, width), a list since it came as JSON."""
     from toolchain.keras_reader import read_keras
 
-    graph_file.save(read_keras(Path(path), allow_lambda=allow_lambda), Path(result))
+    size = None if input_size is None else (input_size[0], input_size[1])
+    graph_file.save(read_keras(Path(path), allow_lambda=allow_lambda, input_size=size), Path(result))
 
 
 def convert_file(
@@ -138,7 +144,19 @@ def _summary(done: dict[str, Any]) -> list[str]:
     ]
     if done["calibration"]:
         lines.append(calibration_sentence(done))
-    return [*lines, *done["notes"]]
+    return [*lines, *_by_reason(done["notes"])]
+
+
+def _by_reason(notes: Sequence[str]) -> list[str]:
+    """Notes "layer: reason" in one line for each reason, however many layers a deep network has it for."""
+    layers: dict[str, list[str]] = {}
+    for note in notes:
+        layer, _, reason = note.partition(": ")
+        layers.setdefault(reason, []).append(layer)
+    return [
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {reason}"
+        for reason, names in layers.items()
+    ]
 
 
 def _refuse_to_overwrite(origin: Origin, output: Path, calibration: Path | None) -> None:

@@ -58,7 +58,8 @@ def channel_axis(axis: int, rank: int, node: Node) -> int:
 def known(node: Node, shape: Sequence[int | None]) -> Shape:
     if any(size is None for size in shape):
         raise GraphError(
-            f"all sizes are known: {node.op} {node.name!r} is {tuple(shape)}; give the input size (height, width)"
+            f"all sizes are known: {node.op} {node.name!r} is {tuple(shape)}; give the input size (height, width): in"
+            " a HEAD.yaml it is input: {size: [height, width]}"
         )
     return tuple(int(size) for size in shape if size is not None)
 

@@ -206,7 +206,22 @@ def _sentence(wrong: list[OutputDifference], total: int, precision: str, place: 
         f"{worst.max_abs:.3g}; "
         + (f"also wrong: {others} ({len(wrong)} of {total} outputs); " if others else "all others are right; ")
         + (f"file and model part at layer {place!r}" if place else "inside, file and model agree")
+        + _advice(worst)
     )
+
+
+def _advice(worst: OutputDifference) -> str:
+    """What a user can do about an output that is off; nothing for float, whose errors are the conversion's own."""
+    if not worst.unit.startswith("dB"):
+        return ""
+    # The signal's root mean square in quantization steps; below one, rounding alone is as large.
+    signal = worst.steps * 10 ** (worst.decibels / 20)
+    if worst.steps and signal < 1:
+        return (
+            f"; the model's own signal there is {signal:.2g} of a quantization step, as of an output that is not"
+            " trained or was calibrated on other pictures: train it, calibrate on pictures like these, or take float16"
+        )
+    return "; calibrate on pictures like those it was trained on, or take float16" if worst.steps else "; take float16"
 
 
 def _layers(graph: Graph) -> Mapping[str, str]:
