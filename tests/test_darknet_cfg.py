@@ -111,14 +111,20 @@ def test_keys_of_training_are_not_looked_at():
         needed = {"route": "layers=0", "shortcut": "from=0", "scale_channels": "from=0", "sam": "from=0"}
         needed |= dict.fromkeys(("yolo", "region"), "anchors=1,1\nsoftmax=1" if kind == "region" else "anchors=1,1")
         if kind in ("net", "network"):
-            parse_cfg(f"{NET}{lines}[conv]\n".encode(), "a.cfg")
+            with_keys, without = (parse_cfg(f"{NET}{keys}".encode() + b"[conv]\n", "a.cfg")[0] for keys in (lines, ""))
         else:
-            sections(f"[{kind}]\n{needed.get(kind, '')}\n{lines}")
+            with_keys, without = (sections(f"[{kind}]\n{needed.get(kind, '')}\n{keys}") for keys in (lines, ""))
+        assert with_keys == without
 
 
 def test_a_key_that_changes_the_network_is_accepted_where_it_does_not():
-    sections("[conv]\nantialiasing=0\nflipped = 0 # no\nxnor=0\n[upsample]\nscale=1.0\n")
-    sections("[shortcut]\nfrom=0\nweights_type=none\nalpha=1\n")
+    for kind, keys in {
+        "conv": "antialiasing=0\nflipped = 0 # no\nxnor=0\n",
+        "upsample": "scale=1.0\n",
+        "shortcut": "weights_type=none\nalpha=1\n",
+    }.items():
+        needed = "from=0\n" if kind == "shortcut" else ""
+        assert sections(f"[{kind}]\n{needed}{keys}") == sections(f"[{kind}]\n{needed}")
 
 
 def test_a_key_may_stand_twice_when_it_says_the_same():

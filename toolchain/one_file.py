@@ -97,26 +97,18 @@ def convert_file(
         some = evenly_spaced(given, VERIFICATION_PICTURES)
         pictures = some or draw_pictures(place, VERIFICATION_PICTURES, max(64, *facts["input"]))
         started("convert")
-        trust = origin.allow_lambda
-        made = convert(
-            graph,
-            "float32",
-            place / "float32.tflite",
-            pictures=pictures,
-            reference=place / "reference.npz",
-            allow_lambda=trust,
-        )
-        tflite, notes = place / "float32.tflite", made.notes
+        trust, float32, reference = origin.allow_lambda, place / "float32.tflite", place / "reference.npz"
+        made = convert(graph, "float32", float32, pictures=pictures, reference=reference, allow_lambda=trust)
+        tflite, notes = float32, made.notes
         if precision != "float32":
             started(f"quantize {precision}")
             tflite = place / "model.tflite"
             ranges = evenly_spaced(given, CALIBRATION_PICTURES)
-            float32 = place / "float32.tflite"
             made = convert(graph, precision, tflite, pictures=ranges, float_file=float32, allow_lambda=trust)
             notes = tuple(dict.fromkeys((*made.notes, *notes)))
         started("verify")
         contract = contract_of(graph, tflite.read_bytes(), precision)
-        verified = to_json(verify(graph, tflite.read_bytes(), contract, reference=place / "reference.npz"))
+        verified = to_json(verify(graph, tflite.read_bytes(), contract, reference=reference))
         started("package")
         measured = {"verification": verified}
         package(tflite, graph, precision, output, lineage={"recipe": None, "inputs": inputs}, measured=measured)

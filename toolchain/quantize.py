@@ -184,8 +184,9 @@ def _ranges(extremes: dict[str, list[tuple[float, float]]], outputs: set[str]) -
     """{"min": (1,), "max": (1,)} float32 by tensor, from its smallest and greatest value on each picture.
 
     Inside the network the mean over the pictures: one picture's outlier would coarsen the steps of all the others. An
-    output keeps the whole range, because its rare great values are the detections. Against the whole range everywhere
-    that gains 0.3 to 2.9 points of mAP on four VOC networks.
+    output keeps the whole range, because its rare great values are the detections. Against the whole range everywhere,
+    on 840 trainval pictures of VOC2007 that were not calibrated on: +3.3 (voc-yolo-fastest-xl), +0.5 (MobileNetV2-
+    YOLOv3-Nano), +6.2 (voc-yolo-fastest), +1.1 (yolov4-tiny) and -0.7 (yolo-lite) points of mAP.
     """
     ranges = {}
     for name, seen in extremes.items():
