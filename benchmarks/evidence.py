@@ -122,7 +122,8 @@ def as_markdown(evidence: dict[str, Any]) -> str:
             "",
             "mAP@0.5 in percent on 991 pictures of VOC2007 test (every fifth), darknet protocol, input stretched.",
             "int8: post-training quantization alone, 64 trainval pictures. *Reference*: OpenCV's own darknet reader",
-            "on the same pictures. Latency: XNNPACK, one thread, p50 and p90 of the invoke alone, one file after the other.",
+            "on the same pictures. Latency: XNNPACK, one thread, p50 and p90 of the invoke alone, one file",
+            "after the other.",
             "",
             "| network | parameters | reference | float32 | int8 | int8 less float32 | 11-point float32 (reference) "
             "| float32 ms | int8 ms | float32 MB | int8 MB |",
