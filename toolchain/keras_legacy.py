@@ -303,16 +303,16 @@ def set_legacy_weights(model: Any, stored: Any, path: Path) -> None:
 
     Raises InputError where a layer's weights are missing, too many, or of another shape.
     """
-    groups = {_name(name): stored[name] for name in _names(stored, "layer_names")}
+    groups = {_name(name): stored[name] for name in stored_names(stored, "layer_names")}
     layers = {layer.name: layer for layer in model.layers if layer.weights}
-    filled = {name for name, group in groups.items() if _names(group, "weight_names")}
+    filled = {name for name, group in groups.items() if stored_names(group, "weight_names")}
     if filled != layers.keys():
         missing, extra = sorted(layers.keys() - filled), sorted(filled - layers.keys())
         raise InputError(
             f"a file has the weights of every layer: {path} lacks those of {missing[:3]} and has others for {extra[:3]}"
         )
     for name, layer in layers.items():
-        arrays = [(weight, groups[name][weight][()]) for weight in _names(groups[name], "weight_names")]
+        arrays = [(weight, groups[name][weight][()]) for weight in stored_names(groups[name], "weight_names")]
         variables = _variables_in_file_order(layer, [weight for weight, _ in arrays])
         found, expected = [array.shape for _, array in arrays], [tuple(variable.shape) for variable in variables]
         if found != expected:
@@ -346,7 +346,7 @@ def _leaves(layer: Any) -> list[Any]:
     return [leaf for inner in layer.layers for leaf in _leaves(inner)]
 
 
-def _names(group: Any, attribute: str) -> list[str]:
+def stored_names(group: Any, attribute: str) -> list[str]:
     """A list of names in an attribute; a long one stands in pieces, NAME0, NAME1 and so on."""
     if attribute in group.attrs:
         pieces = [group.attrs[attribute]]

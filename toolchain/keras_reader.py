@@ -30,7 +30,8 @@ from toolchain.keras_writer import darknet_reorg_layer, to_keras
 from toolchain.shapes import shapes
 
 _LARGEST_CONFIG = 64 * 2**20
-_LARGEST_WEIGHTS = 8 * 2**30
+#: In bytes, of one array and of all in a .keras file.
+LARGEST_WEIGHTS = 8 * 2**30
 #: Trained weights hardly shrink; what unpacks to more than this many times its size is no model.
 _LARGEST_RATIO = 200
 
@@ -88,14 +89,17 @@ def _with_input_size(graph: Graph, size: tuple[int, int], allow_lambda: bool) ->
 
 def _read_zip(path: Path, allow_lambda: bool) -> Any:
     """The model in a .keras file: a zip of config.json and model.weights.h5."""
+    import h5py
+
     try:
         with zipfile.ZipFile(path) as archive:
-            config = _parse_config(_member(archive, "config.json", _LARGEST_CONFIG, path), path)
-            version = metadata_version(_member(archive, "metadata.json", _LARGEST_CONFIG, path))
-            weights = _member(archive, "model.weights.h5", _LARGEST_WEIGHTS, path)
+            config = _parse_config(zip_member(archive, "config.json", _LARGEST_CONFIG, path), path)
+            version = metadata_version(zip_member(archive, "metadata.json", _LARGEST_CONFIG, path))
+            weights = zip_member(archive, "model.weights.h5", LARGEST_WEIGHTS, path)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise InputError(f"a .keras file is a whole zip: {path} is cut or damaged ({error}); copy it again") from error
-    elements = _stored_elements(io.BytesIO(weights), path)
+    with _keras_errors(path), h5py.File(io.BytesIO(weights), "r") as file:
+        elements = stored_elements(file, path)
     if written_before_3(version):
         config = _converted(config, True, path)
     model = _build(config, elements, allow_lambda, path)
@@ -107,7 +111,11 @@ def _read_zip(path: Path, allow_lambda: bool) -> Any:
     return model
 
 
-def _member(archive: zipfile.ZipFile, name: str, limit: int, path: Path) -> bytes:
+def zip_member(archive: zipfile.ZipFile, name: str, limit: int, path: Path) -> bytes:
+    """The content of one file in a .keras file; path is the .keras file's name in messages.
+
+    Raises InputError where it is missing, claims more than limit bytes, or unpacks to another length than it claims.
+    """
     try:
         entry = archive.getinfo(name)
     except KeyError:
@@ -140,8 +148,8 @@ def _read_h5(path: Path, allow_lambda: bool) -> Any:
     """The model in an .h5 file: attribute model_config (JSON) and group model_weights."""
     import h5py
 
-    elements = _stored_elements(path, path)
     with _keras_errors(path), h5py.File(path, "r") as file:
+        elements = stored_elements(file, path)
         text = file.attrs.get("model_config")
         if text is None:
             raise InputError(
@@ -202,31 +210,29 @@ def _claimed_elements(build: Any) -> int:
         global_state.set_global_attribute(waiting, before)
 
 
-def _stored_elements(source: Any, path: Path) -> int:
-    """The number of numbers in all datasets of an HDF5 file.
+def stored_elements(file: Any, path: Path) -> int:
+    """The number of numbers in all datasets of an open h5py.File; path is its name in messages.
 
-    Raises InputError for links out of the file, and for datasets that claim more than the file holds.
+    Raises InputError for links out of the file, and for datasets that claim more than the file holds; what h5py
+    raises for a damaged file is left to the caller.
     """
     import h5py
 
-    total, waiting = 0, []
-    with _keras_errors(path), h5py.File(source, "r") as file:
-        waiting.append(file["/"])
-        seen = set()
-        while waiting:
-            group = waiting.pop()
-            if hash(group.id) in seen:
-                continue
-            seen.add(hash(group.id))
-            for name in group:
-                link = group.get(name, getlink=True)
-                if not isinstance(link, h5py.HardLink):
-                    raise InputError(f"weights are in the file itself: {name!r} in {path} is a link to elsewhere")
-                value = group[name]
-                if isinstance(value, h5py.Group):
-                    waiting.append(value)
-                elif isinstance(value, h5py.Dataset):
-                    total += _checked_size(value, path)
+    total, waiting, seen = 0, [file["/"]], set()
+    while waiting:
+        group = waiting.pop()
+        if hash(group.id) in seen:
+            continue
+        seen.add(hash(group.id))
+        for name in group:
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise InputError(f"weights are in the file itself: {name!r} in {path} is a link to elsewhere")
+            value = group[name]
+            if isinstance(value, h5py.Group):
+                waiting.append(value)
+            elif isinstance(value, h5py.Dataset):
+                total += _checked_size(value, path)
     return total
 
 
@@ -236,7 +242,7 @@ def _checked_size(dataset: Any, path: Path) -> int:
         dataset.external
         or dataset.is_virtual
         or dataset.nbytes > stored * _LARGEST_RATIO + 2**16
-        or dataset.nbytes > _LARGEST_WEIGHTS
+        or dataset.nbytes > LARGEST_WEIGHTS
     ):
         raise InputError(
             f"weights are in the file itself: {dataset.name!r} in {path} claims {dataset.nbytes} bytes and stores"
