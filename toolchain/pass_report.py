@@ -1,0 +1,48 @@
+"""What a pass over the graph gives back: the new graph, and for every layer what was done or why it was left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from toolchain.graph import Graph
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """What a pass did with one layer that has a kernel. dataclasses.asdict makes it plain JSON."""
+
+    name: str
+    op: str
+    #: The kernel's shape before the pass, in Keras's layout.
+    kernel: tuple[int, ...]
+    #: Of the layer with its bias, or of all that stands in its place: before and after.
+    parameters: tuple[int, int]
+    #: Operations for one picture, before and after.
+    flops: tuple[int, int]
+    #: Why it was left alone; "" where it was changed.
+    reason: str = ""
+    #: Tucker ranks of the input and the output channels.
+    ranks: tuple[int, int] | None = None
+    #: Output channels before and after.
+    channels: tuple[int, int] | None = None
+    #: Tucker: relative error of the layer's output (with input statistics) or of its kernel, Frobenius norms. Pruning:
+    #: the removed share of the criterion's sum.
+    error: float | None = None
+    #: keep_if_faster: median time of the layer alone on the interpreter, before and after.
+    milliseconds: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PassResult:
+    """The graph after a pass, a report for every layer with a kernel in graph order, and what else must be known."""
+
+    graph: Graph
+    layers: tuple[LayerReport, ...]
+    notes: tuple[str, ...] = ()
+
+
+def to_json(result: PassResult) -> Mapping[str, Any]:
+    """The report of a pass without the graph, as plain JSON."""
+    return {"layers": [dataclasses.asdict(layer) for layer in result.layers], "notes": list(result.notes)}
