@@ -45,7 +45,9 @@ def json_option(text: str) -> Any:
             if values["json_file"] not in (None, "-"):
                 names = {p.name for p in click.get_current_context().command.params if isinstance(p, click.Argument)}
                 others = [value for name, value in values.items() if name in names or isinstance(value, Path)]
-                refuse_to_overwrite("--json", values["json_file"], [other for other in others if other is not None])
+                # An argument that may be given several times is a tuple.
+                flat = [one for other in others for one in (other if isinstance(other, tuple) else (other,))]
+                refuse_to_overwrite("--json", values["json_file"], [one for one in flat if one is not None])
             return command(*arguments, **values)
 
         return option(checked)

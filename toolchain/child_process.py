@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,37 @@ def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str) 
             assert child.stdin is not None
             child.stdin.close()
     return _result(child.returncode, place, step)
+
+
+@contextmanager
+def followed(told: Path, tell: Callable[[Any], object] | None) -> Iterator[None]:
+    """Passes on, from a thread, the JSON value of each line that a child meanwhile writes into `told`."""
+    if tell is None:
+        yield
+        return
+    told.touch()
+    end = threading.Event()
+
+    def follow() -> None:
+        with open(told, encoding="utf-8") as lines:
+            rest = ""
+            while True:
+                last = end.is_set()
+                rest += lines.read()
+                *whole, rest = rest.split("\n")
+                for line in whole:
+                    tell(json.loads(line))
+                if last:
+                    return
+                end.wait(0.2)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
 
 
 def _result(code: int, place: Path, step: str) -> Any:

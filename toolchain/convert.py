@@ -12,7 +12,7 @@ and a module that holds them takes three times as long, all of it for saving and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,26 +107,33 @@ def _export(
 def export_float(lowered: str, result: str, allow_lambda: bool, reference: dict[str, Any] | None = None) -> None:
     """Runs in a child: writes the float32 .tflite of a lowered graph's file, and the model's own outputs if asked
     for."""
+    graph = load(Path(lowered))
+    names = {node: name for name, node in output_names(graph).items()}
+    assert graph.input is not None
+    size = (1, graph.input.height, graph.input.width, 3)
+    Path(result).write_bytes(float_tflite(graph, names, size, allow_lambda=allow_lambda))
+    if reference is not None:
+        run_reference(**reference, allow_lambda=allow_lambda)
+
+
+def float_tflite(graph: Graph, names: Mapping[str, str], size: tuple[int, ...], *, allow_lambda: bool = False) -> bytes:
+    """The float32 .tflite of a lowered graph with one input, called "image", of the given size with its batch. names:
+    what each output node is called in the file. Loads TensorFlow: for a child process."""
     import tensorflow as tf
 
     from toolchain.keras_writer import to_keras
 
-    graph = load(Path(lowered))
     model = to_keras(graph, allow_lambda=allow_lambda)
-    names = {node: name for name, node in output_names(graph).items()}
-    assert graph.input is not None
-    size = (1, graph.input.height, graph.input.width, 3)
-
     weights = [tf.constant(variable.value) for variable in model.trainable_variables]
     others = [tf.constant(variable.value) for variable in model.non_trainable_variables]
 
     def detect(image: Any) -> dict[str, Any]:
         outputs, _ = model.stateless_call(weights, others, image, training=False)
+        outputs = outputs if isinstance(outputs, list) else [outputs]
         return {names[node]: output for node, output in zip(graph.outputs, outputs)}
 
     module = tf.Module()
     module.detect = tf.function(detect, input_signature=[tf.TensorSpec(size, tf.float32, name="image")])
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.detect.get_concrete_function()], module)
-    Path(result).write_bytes(converter.convert())
-    if reference is not None:
-        run_reference(**reference, allow_lambda=allow_lambda)
+    content: bytes = converter.convert()
+    return content

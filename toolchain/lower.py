@@ -52,12 +52,17 @@ def lower(graph: Graph, precision: str) -> Lowered:
     finite.
     """
     check_convertible(graph)
-    split = split_by_role(graph)
     notes = [f"{name}: split by role, so that int8 gives each role its own scale" for name in _raw_outputs(graph)]
-    plain, removed = _without_training_only(split)
-    notes += removed
-    rewritten, more, int8_only = _rewritten(plain, precision)
-    return Lowered(reachable(rewritten), (*notes, *more), int8_only)
+    lowered = lower_layers(split_by_role(graph), precision)
+    return dataclasses.replace(lowered, notes=(*notes, *lowered.notes))
+
+
+def lower_layers(graph: Graph, precision: str) -> Lowered:
+    """Lowers a network that need be no detector, such as a part of one, for one precision; its outputs stay what they
+    are."""
+    plain, removed = _without_training_only(graph)
+    rewritten, notes, int8_only = _rewritten(plain, precision)
+    return Lowered(reachable(rewritten), (*removed, *notes), int8_only)
 
 
 def check_convertible(graph: Graph) -> None:

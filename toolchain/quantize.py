@@ -92,8 +92,6 @@ def _quantize(
     float_file: str, precision: str, result: str, input: dict[str, Any] | None, pictures: Sequence[str]
 ) -> dict[str, Any]:
     """Runs in the child."""
-    from litert_quantizer import quantizer
-
     content = Path(float_file).read_bytes()
     ranges, calibration = None, Calibration()
     if precision == "int8":
@@ -101,15 +99,26 @@ def _quantize(
         # JSON has lists where the dataclass has tuples.
         fields = {key: tuple(value) if isinstance(value, list) else value for key, value in input.items()}
         ranges, calibration = _calibrate(content, Input(**fields), pictures)  # type: ignore[arg-type]
+    Path(result).write_bytes(quantized(content, precision, ranges))
+    return dataclasses.asdict(calibration)
+
+
+def quantized(content: bytes, precision: str, ranges: dict[str, Any] | None = None) -> bytes:
+    """The float .tflite in another precision. It can die: for a child process.
+
+    ranges, for int8: {"min": (1,), "max": (1,)} float32 by name, of the input and of every tensor that an operation
+    writes. Raises ConversionError where an operation would stay float in an int8 file.
+    """
+    from litert_quantizer import quantizer
+
     aliased, own_codes = _aliased(content)
     work = quantizer.Quantizer(aliased, _settings(precision))
-    quantized = work.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model
+    made = work.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model
     # The quantizer only adds to the end of the operator table.
-    final = _with_codes(bytes(quantized), own_codes)
+    final = _with_codes(bytes(made), own_codes)
     if precision == "int8":
         _refuse_floats(final)
-    Path(result).write_bytes(final)
-    return dataclasses.asdict(calibration)
+    return final
 
 
 def _settings(precision: str) -> list[dict[str, Any]]:
@@ -194,6 +203,14 @@ def _ranges(extremes: dict[str, list[tuple[float, float]]], outputs: set[str]) -
         ends = (min(low), max(high)) if name in outputs else (np.mean(low), np.mean(high))
         ranges[name] = {key: np.array([end], np.float32) for key, end in zip(("min", "max"), ends)}
     return ranges
+
+
+def same_ranges(content: bytes, low: float, high: float) -> dict[str, Any]:
+    """One range for the inputs and every tensor that an operation writes, for `quantized` where time alone counts."""
+    subgraph = _model(content).Subgraphs(0)
+    inputs = [subgraph.Tensors(int(index)).Name().decode() for index in subgraph.InputsAsNumpy()]
+    ends = {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
+    return {name: ends for name in (*inputs, *_written(content).values())}
 
 
 def _written(content: bytes) -> dict[int, str]:

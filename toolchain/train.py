@@ -6,11 +6,9 @@ settings go with it. The same settings and data give the same weights on the sam
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -104,41 +102,10 @@ def train(graph: Graph, data: Path, training: Training, *, progress: Progress | 
             "data": str(data.absolute()),
             "training": dataclasses.asdict(training),
         }
-        with _followed(told, progress):
+        with child_process.followed(told, progress):
             step = f"training of {graph.name!r}"
             result = child_process.run("toolchain.train:train_in_child", arguments, place, step=step)
         return Trained(graph_file.load(after), tuple(result["history"]), tuple(result["left_out"]))
-
-
-@contextlib.contextmanager
-def _followed(told: Path, progress: Progress | None) -> Iterator[None]:
-    """Passes on, from a thread, each line that a child writes into `told`."""
-    if progress is None:
-        yield
-        return
-    told.touch()
-    end = threading.Event()
-
-    def follow() -> None:
-        with open(told, encoding="utf-8") as lines:
-            rest = ""
-            while True:
-                last = end.is_set()
-                rest += lines.read()
-                *whole, rest = rest.split("\n")
-                for line in whole:
-                    progress(json.loads(line))
-                if last:
-                    return
-                end.wait(0.2)
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
 
 
 def train_in_child(before: str, after: str, told: str, data: str, training: Mapping[str, Any]) -> dict[str, Any]:
