@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from toolchain.graph import Graph
 
 
@@ -41,6 +43,8 @@ class PassResult:
     graph: Graph
     layers: tuple[LayerReport, ...]
     notes: tuple[str, ...] = ()
+    #: Pruning: by node, (n,) indices of the channels of its output that stayed.
+    kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def to_json(result: PassResult) -> Mapping[str, Any]:
