@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from deploy.contract import Scale, YoloHead
 from deploy.errors import GraphError
-from toolchain.graph import Graph, Node, plain, reachable, replace_nodes
+from toolchain.graph import Graph, Node, plain, reachable, replace_layers, replace_nodes
 
 
 def _chain(*names: str) -> Graph:
@@ -90,3 +91,32 @@ def test_plain_values() -> None:
     assert plain({"a": (1, np.float32(0.5)), "b": np.arange(2)}) == {"a": [1, 0.5], "b": [0, 1]}
     with pytest.raises(TypeError, match="no plain JSON value"):
         plain(object())
+
+
+def test_a_replaced_layer_is_followed_by_its_readers_outputs_and_head() -> None:
+    graph = dataclasses.replace(
+        _chain("a", "b", "c"), outputs=("b", "c"), head=YoloHead((Scale(8, ((1.0, 1.0),), {"xy": "b", "wh": "c"}),))
+    )
+    changed = replace_layers(graph, {"b": (Node("b_0", "ReLU", ("a",)), Node("b_1", "ReLU", ("b_0",)))})
+    assert [(node.name, node.inputs) for node in changed.nodes] == [
+        ("a", ()),
+        ("b_0", ("a",)),
+        ("b_1", ("b_0",)),
+        ("c", ("b_1",)),
+    ]
+    assert changed.outputs == ("b_1", "c")
+    assert isinstance(changed.head, YoloHead)
+    assert changed.head.scales[0].outputs == {"xy": "b_1", "wh": "c"}
+
+
+def test_layers_next_to_each_other_are_replaced_together() -> None:
+    chains = {name: (Node(f"{name}_0", "ReLU", (source,)),) for name, source in (("b", "a"), ("c", "b"))}
+    changed = replace_layers(_chain("a", "b", "c"), chains)
+    assert [node.inputs for node in changed.nodes] == [(), ("a",), ("b_0",)]
+    assert changed.outputs == ("c_0",)
+
+
+def test_a_layer_whose_weights_are_shared_is_not_replaced() -> None:
+    nodes = (Node("a", "InputLayer"), Node("b", "Dense", ("a",)), Node("c", "Dense", ("a",), shared_with="b"))
+    with pytest.raises(GraphError, match="'c' reads 'b'"):
+        replace_layers(Graph("g", nodes, ("c",)), {"b": (Node("b_0", "Dense", ("a",)),)})

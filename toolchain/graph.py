@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,29 @@ def replace_nodes(graph: Graph, replacements: Mapping[str, Iterable[Node]]) -> G
     or every reader must have been renamed by the caller; Graph's own check tells if not."""
     nodes = [new for node in graph.nodes for new in replacements.get(node.name, (node,))]
     return dataclasses.replace(graph, nodes=tuple(nodes))
+
+
+def replace_layers(graph: Graph, replacements: Mapping[str, Sequence[Node]]) -> Graph:
+    """The graph with each named node replaced, in place, by a chain of new ones: whatever read the old one, or named it
+    as an output, of the graph or of its head, has the last of them instead.
+
+    Raises GraphError where a new name is taken, or the weights of a replaced node are shared.
+    """
+    last = {name: chain[-1].name for name, chain in replacements.items()}
+    nodes = []
+    for node in graph.nodes:
+        for new in replacements.get(node.name, (node,)):
+            inputs = tuple(last.get(name, name) for name in new.inputs)
+            nodes.append(new if inputs == new.inputs else dataclasses.replace(new, inputs=inputs))
+    head = graph.head
+    if head is not None:
+        scales = [
+            dataclasses.replace(scale, outputs={role: last.get(name, name) for role, name in scale.outputs.items()})
+            for scale in head.scales
+        ]
+        head = dataclasses.replace(head, scales=tuple(scales))
+    outputs = tuple(last.get(name, name) for name in graph.outputs)
+    return dataclasses.replace(graph, nodes=tuple(nodes), outputs=outputs, head=head)
 
 
 def plain(value: Any) -> Any:
