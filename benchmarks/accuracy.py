@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import time
 from collections import deque
@@ -90,23 +91,10 @@ def measure_accuracy(
         raise InputError(f"a protocol is one of {', '.join(PROTOCOLS)}, not {protocol!r}")
     dataset = read_voc(data, split)
     detector = Detector(model, backend, threads, conf=conf, iou=iou, limit=LIMIT)
-    matching = match_classes(detector.contract.labels, dataset.names)
-    if not matching.pairs:
-        raise InputError(
-            f"a model is scored on classes that it shares with the data: none of its {len(matching.model_only)} "
-            f"({_some(matching.model_only)}) is one of the data's {len(dataset.names)} ({_some(matching.data_only)})"
-        )
-    seen = _look(dataset, detector, progress)
-    if not seen.found:
-        raise InputError(
-            f"accuracy needs pictures: none of {split!r} in {data} can be read ({seen.skipped[-1].reason})"
-        )
+    matching = _matched(detector.contract.labels, dataset)
+    seen = _look(dataset, functools.partial(_detect, detector), progress)
     metric_start = time.perf_counter()
-    truths, found = _flatten(seen, dataset, matching)
-    if not (~truths.difficult).any():
-        raise InputError(
-            f"accuracy needs truths: {split!r} in {data} has none of the classes that the model knows; check the data"
-        )
+    truths, found = _scorable(seen, dataset, matching, f"{split!r} in {data}")
     scores = _score(truths, found, len(seen.found), len(dataset.names), protocol)
     end = time.perf_counter()
     seconds = {**seen.seconds, "metric_s": end - metric_start, "wall_s": end - start}
@@ -126,8 +114,48 @@ def measure_accuracy(
     }
 
 
-def _look(dataset: Dataset, detector: Detector, progress: Callable[[int, int], None] | None) -> _Seen:
-    """Runs the detector over all pictures that can be read."""
+def mean_average_precision(
+    labels: tuple[str, ...], detect: Callable[[np.ndarray], Detections], data: Path, split: str, protocol: Protocol
+) -> float:
+    """The mAP, 0 to 1, of anything that detects: see measure_accuracy. detect takes uint8 BGR pixels (h, w, 3) and
+    gives detections in the picture's own pixels, not cut at its border, with indices of labels."""
+    dataset = read_voc(data, split)
+    matching = _matched(labels, dataset)
+    seen = _look(dataset, lambda pixels, _: detect(pixels), None)
+    truths, found = _scorable(seen, dataset, matching, f"{split!r} in {data}")
+    figures = _figures(_score(truths, found, len(seen.found), len(dataset.names), protocol), dataset.names, matching)
+    value: float = figures["map"]
+    return value
+
+
+def _matched(labels: tuple[str, ...], dataset: Dataset) -> Matching:
+    matching = match_classes(labels, dataset.names)
+    if not matching.pairs:
+        raise InputError(
+            f"a model is scored on classes that it shares with the data: none of its {len(matching.model_only)} "
+            f"({_some(matching.model_only)}) is one of the data's {len(dataset.names)} ({_some(matching.data_only)})"
+        )
+    return matching
+
+
+def _scorable(seen: _Seen, dataset: Dataset, matching: Matching, place: str) -> tuple[Truths, Found]:
+    """Truths and detections. Raises InputError where no picture of place was read, or none has a truth."""
+    if not seen.found:
+        raise InputError(f"accuracy needs pictures: none of {place} can be read ({seen.skipped[-1].reason})")
+    truths, found = _flatten(seen, dataset, matching)
+    if not (~truths.difficult).any():
+        raise InputError(
+            f"accuracy needs truths: {place} has none of the classes that the model knows; check the data"
+        )
+    return truths, found
+
+
+def _look(
+    dataset: Dataset,
+    detect: Callable[[np.ndarray, dict[str, float]], Detections],
+    progress: Callable[[int, int], None] | None,
+) -> _Seen:
+    """Runs a detector, which adds to the seconds that it is given, over all pictures that can be read."""
     seen = _Seen()
     with contextlib.closing(_decoded(dataset.pictures)) as decoded:
         for done, (picture, pixels, seconds) in enumerate(decoded, 1):
@@ -136,7 +164,7 @@ def _look(dataset: Dataset, detector: Detector, progress: Callable[[int, int], N
                 seen.skipped.append(Skipped(picture.id, str(pixels)))
             else:
                 _note_truths(seen, picture, *pixels.shape[:2])
-                seen.found.append(_detect(detector, pixels, seen.seconds))
+                seen.found.append(detect(pixels, seen.seconds))
             if progress:
                 progress(done, len(dataset.pictures))
     return seen

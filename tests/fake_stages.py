@@ -58,6 +58,25 @@ def train(work: Work) -> Facts:
     return {**COUNTS, "flops": 1_000_000}
 
 
+def _compressed(work: Work, stage: str) -> Facts:
+    graph = work.file("graph", stages.GRAPH).read_text()
+    looked = " ".join(path.read_text() for path in work.paths("pictures"))
+    _write(work, stage, stages.GRAPH, f"{graph} {stage} {json.dumps(work.settings, sort_keys=True)} {looked}")
+    whole = {"op": "Conv2D", "kernel": [3, 3, 8, 8], "parameters": [576, 100], "flops": [5760, 1000], "error": 0.25}
+    layer = {"name": "conv_1", "reason": "", "ranks": [2, 3], "channels": None, "milliseconds": [2.0, 1.0]}
+    left = {"name": "conv_2", "reason": "left out by the scope", "ranks": None, "channels": None, "milliseconds": None}
+    layers = [{**whole, **layer}, {**whole, **left, "parameters": [576, 576]}]
+    return {**COUNTS, "trainable": 40, "flops": 500_000, "input": [64, 64], "layers": layers, "notes": []}
+
+
+def tucker(work: Work) -> Facts:
+    return _compressed(work, "tucker")
+
+
+def prune(work: Work) -> Facts:
+    return _compressed(work, "prune")
+
+
 def pictures(work: Work) -> Facts:
     _write(work, "pictures", "0000.png", "drawn")
     return {}
@@ -103,7 +122,7 @@ def benchmark(work: Work) -> Facts:
 
 FAKES = {
     function.__name__: function
-    for function in (load, scenes, train, pictures, convert, quantize, verify, package, benchmark)
+    for function in (load, scenes, train, tucker, prune, pictures, convert, quantize, verify, package, benchmark)
 }
 
 

@@ -371,3 +371,88 @@ def test_missing_input_is_named(place: Path) -> None:
     (place / "net.weights").unlink()
     with pytest.raises(InputError, match="cannot read .*net.weights: No such file"):
         run(place)
+
+
+COMPRESSED = """\
+name: net
+model: {cfg: net.cfg, weights: net.weights, names: net.names}
+stages:
+  - tucker: {ranks: {ratio: 0.5}}
+  - prune: {ratio: 0.25}
+precisions: [float32]
+calibration: {pictures: photos, count: 3}
+"""
+#: The original becomes a file too, to compare with.
+COMPRESSED_ALL = ["load", "tucker", "prune", "convert", "verify", "package", "convert", "verify", "package"]
+
+
+def test_a_compressed_network_is_compared_with_its_original(place: Path) -> None:
+    (place / "recipe.yaml").write_text(COMPRESSED)
+    report = run(place)
+    assert runs() == [*COMPRESSED_ALL, "benchmark", "benchmark"]
+    original, float32 = report["files"]
+    assert (original["of"], float32["of"]) == ("original", "float32")
+    assert (place / "out" / "net_original_float32.tflite").is_file()
+    assert "tucker" not in (place / "out" / "net_original_float32.tflite").read_text().partition("{")[0]
+    stages = {stage["name"]: stage for stage in report["stages"]}
+    assert [layer["name"] for layer in stages["tucker"]["layers"]] == ["conv_1", "conv_2"]
+    assert run(place)["files"] == report["files"] and runs() == []
+    page = (place / "out" / "report.html").read_text()
+    assert "Layers of tucker" in page and "left out by the scope" in page and "2, 3" in page
+    assert "tucker: 1 of 2 layers with a kernel were changed." in page
+    markdown = (place / "out" / "report.md").read_text()
+    assert "| tflite original, float32 |" in markdown
+    assert "| conv_1 | 3x3x8x8 | 2, 3 | 576 → 100 (5.8x) | 0.01 → 0.00 (5.8x) | 0.2500 | 2.000 | 1.000 |" in markdown
+
+
+def test_where_there_are_pictures_compression_looks_at_them(place: Path) -> None:
+    (place / "recipe.yaml").write_text(COMPRESSED)
+    run(place)
+    kept = next((place / "out" / ".cache" / "prune").glob("*/files/graph.zip")).read_text()
+    assert '"weighted": true' in kept and '"correct": true' in kept
+    assert kept.count("photo 0") == 2
+    runs()
+    edit(place, "ratio: 0.5}", "ratio: 0.5}, weighted: false")
+    edit(place, "ratio: 0.25", "ratio: 0.25, correct: false")
+    report = run(place)
+    assert runs()[:2] == ["tucker", "prune"]
+    assert "setting weighted changed from True to False" in reasons(report)["tucker"]
+    kept = next((place / "out" / ".cache" / "prune").glob("*/files/graph.zip")).read_text()
+    assert "photo" not in kept
+
+
+def test_without_pictures_compression_does_without(place: Path) -> None:
+    (place / "recipe.yaml").write_text(COMPRESSED.replace("calibration: {pictures: photos, count: 3}\n", ""))
+    run(place)
+    kept = next((place / "out" / ".cache" / "prune").glob("*/files/graph.zip")).read_text()
+    assert '"weighted": false' in kept and '"correct": false' in kept
+
+
+def test_skipping_all_compression_leaves_no_original(place: Path) -> None:
+    (place / "recipe.yaml").write_text(COMPRESSED)
+    report = run(place, "tucker", "prune")
+    assert "tucker" not in runs()
+    assert [file["of"] for file in report["files"]] == ["float32"]
+
+
+def test_what_was_timed_holds_for_its_machine_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "recipe.yaml").write_text(COMPRESSED.replace("ratio: 0.25", "ratio: 0.25, keep_if_faster: float32"))
+    run(place)
+    runs()
+    other = {**build.environment(), "cpu": "another"}
+    monkeypatch.setattr(build, "environment", lambda: other)
+    report = run(place)
+    assert "machine cpu changed" in reasons(report)["prune"]
+    assert "tucker" not in reasons(report)
+
+
+def test_stages_before_the_compression_belong_to_the_original(place: Path) -> None:
+    (place / "recipe.yaml").write_text(
+        "name: net\nmodel: {cfg: net.cfg, weights: net.weights, names: net.names}\ndata: {scenes: {train: 2}}\n"
+        "stages:\n  - train: {epochs: 1}\n  - prune: {ratio: 0.5}\nprecisions: [float32]\n"
+    )
+    run(place)
+    text = (place / "out" / "net_original_float32.tflite").read_text()
+    assert "trained 1" in text and '"stages": ["train"]' in text
+    text = (place / "out" / "net_float32.tflite").read_text()
+    assert '"stages": ["train", "prune"]' in text

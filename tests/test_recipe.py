@@ -88,8 +88,8 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         (FLOAT + "data: {scenes: {}}\nbenchmark: {split: val}\n", "5:13: the drawn scenes are measured on"),
         (FLOAT.replace("names: a.names", "names: a.names, head: h.yaml"), "2:1: a model with cfg takes no 'head'"),
         (FLOAT.replace(", names: a.names", ""), "2:1: a model with cfg needs 'names' too; add it"),
-        (FLOAT.replace("cfg: a.cfg", "cfg: a.cfg, keras: b.keras"), "2:1: a model is one of cfg, keras or"),
-        (MODEL.format("{}"), "2:1: a model is one of cfg, keras or built_in, but none came"),
+        (FLOAT.replace("cfg: a.cfg", "cfg: a.cfg, keras: b.keras"), "2:1: a model is one of cfg, keras, built_in or"),
+        (MODEL.format("{}"), "2:1: a model is one of cfg, keras, built_in or yolov4, but none came"),
         (MODEL.format("{keras: a.keras}"), "2:1: a model with keras needs 'head' too"),
         (MODEL.format("{built_in: net9}"), "2:9: there is no built-in network 'net9'"),
         # What is no plain YAML.
@@ -187,9 +187,95 @@ def test_any_data_is_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFactor
 
 
 def test_settings_belong_to_what_trains() -> None:
-    from toolchain.recipe import Train
+    from toolchain.recipe_stages import Train
     from toolchain.train import Training
 
     # Each setting of the recipe's stage is one of the training's, with values that it takes.
     assert set(Train.model_fields) <= {field.name for field in dataclasses.fields(Training)}
     Training(**Train().model_dump())
+
+
+FLOAT_NET = "name: net\nmodel: {cfg: a.cfg, weights: a.weights, names: a.names}\nprecisions: [float32]\n"
+
+
+def _read(tmp_path: Path, text: str) -> Recipe:
+    (tmp_path / "r.yaml").write_text(text)
+    return read_recipe(str(tmp_path / "r.yaml")).recipe
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("tucker: {}", "the key 'ranks' is missing"),
+        ("tucker: {ranks: {}}", "one rule, vbmf, energy or ratio, but none came"),
+        ("tucker: {ranks: {vbmf: 0.2, ratio: 0.2}}", "but vbmf and ratio came"),
+        ("tucker: {ranks: {ratio: 0.2, v: [0.1, 0.1]}}", "v stands in place of what vbmf estimates"),
+        ("tucker: {ranks: {vbmf: 1.5}}", "1.5 came"),
+        ("tucker: {ranks: {ratio: 0}}", "0 came"),
+        ("tucker: {ranks: {energy: 1.01}}", "1.01 came"),
+        ("tucker: {ranks: {layers: {conv: [0, 1]}}}", "0 came"),
+        ("tucker: {ranks: {ratio: 0.5}, excludes: [a]}", "did you mean 'exclude'"),
+        ("tucker: {ranks: {rate: 0.5}}", "did you mean 'ratio'"),
+        ("tucker: {ranks: {ratio: 0.5}, weighted: true}", "weighted of the stage tucker needs pictures"),
+        ("tucker: {ranks: {ratio: 0.5}, correct: true}", "correct of the stage tucker needs pictures"),
+        ("prune: {}", "the key 'ratio' is missing"),
+        ("prune: {ratio: 1}", "1 came"),
+        ("prune: {ratio: -0.1}", "-0.1 came"),
+        ("prune: {ratio: 0.5, criterion: l3}", "'l3' came"),
+        ("prune: {ratio: 0.5, multiple: 0}", "0 came"),
+        ("prune: {ratio: 0.5, criterion: taylor}", "criterion of the stage prune needs pictures"),
+        ("prune: {ratio: 0.5, correct: true}", "correct of the stage prune needs pictures"),
+        ("prune: {ratio: 0.5}\n    tucker: {ranks: {ratio: 0.5}}", "is one stage"),
+    ],
+)
+def test_refused_stages(tmp_path: Path, stage: str, words: str) -> None:
+    with pytest.raises(InputError) as raised:
+        _read(tmp_path, f"{FLOAT_NET}stages:\n  - {stage}\n")
+    assert words in str(raised.value)
+    assert str(raised.value).startswith(f"{tmp_path}/r.yaml:5:") or "tucker" in stage and ":6:" in str(raised.value)
+
+
+def test_compression_settings_are_those_of_the_passes() -> None:
+    from toolchain import recipe_stages
+    from toolchain.prune import Pruning
+    from toolchain.ranks import Ranks
+
+    assert set(recipe_stages.Ranks.model_fields) == {field.name for field in dataclasses.fields(Ranks)}
+    assert {field.name for field in dataclasses.fields(Pruning)} <= set(recipe_stages.Prune.model_fields)
+    for field in dataclasses.fields(Pruning):
+        if field.name != "ratio":
+            assert recipe_stages.Prune.model_fields[field.name].default == field.default
+
+
+def test_yolov4_settings_are_those_of_the_builder() -> None:
+    from toolchain.recipe import Yolov4
+    from toolchain.yolov4 import YoloV4
+
+    assert set(Yolov4.model_fields) == {field.name for field in dataclasses.fields(YoloV4)}
+    assert YoloV4(**Yolov4(labels=("cat",)).model_dump(exclude_none=True)) == YoloV4(("cat",))
+
+
+@pytest.mark.parametrize("name", sorted(carried_recipes()))
+def test_carried_recipes_are_recipes(name: str, tmp_path: Path) -> None:
+    found = read_recipe(name, tmp_path)
+    assert found.recipe.name == name
+    for path in (found.recipe.model.cfg, found.recipe.model.weights, found.recipe.benchmark.data):
+        assert path is None or path.is_relative_to(tmp_path)
+
+
+def test_where_relative_paths_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "r.yaml").write_text(FLOAT_NET)
+    assert read_recipe(str(tmp_path / "r.yaml")).recipe.model.cfg == tmp_path / "a.cfg"
+    assert read_recipe(str(tmp_path / "r.yaml"), tmp_path / "x").recipe.model.cfg == tmp_path / "x" / "a.cfg"
+
+
+def test_the_reference_recipes_leave_out_what_was_published() -> None:
+    backbone = "block1a_se_reduce ~ block7b_add"
+    tucker, prune = (entry.settings for entry in read_recipe("reference_compressed_1").recipe.stages)
+    assert tucker.exclude == (backbone, "conv2d_37", "conv2d_29", "conv2d_21")
+    last = [f"conv2d_{number}_tucker_2" for number in (36, 28, 20)]
+    assert prune.exclude == (backbone, "top_conv", *last)
+    assert (tucker.ranks.vbmf, prune.ratio, prune.cut, prune.criterion) == (0.2, 0.6, "slamp", "l2")
+    (prune,) = (entry.settings for entry in read_recipe("reference_compressed_2").recipe.stages)
+    assert prune.exclude == (backbone, "top_conv", "conv2d_36", "conv2d_28", "conv2d_20")
+    assert (prune.ratio, prune.cut, prune.criterion) == (0.8, "slamp", "l2")

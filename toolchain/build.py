@@ -1,8 +1,11 @@
 """A build: the stages of a recipe one after the other, each kept in the cache, and what they made put into the output
 folder.
 
-    load ─▶ [train …] ─▶ convert ─▶ quantize ─▶ verify ─▶ package ─▶ benchmark ─▶ report
-    graph   graph        .tflite    .tflite     evidence  the file   p50, mAP     json, md, html
+    load ─▶ [tucker, prune, train …] ─▶ convert ─▶ quantize ─▶ verify ─▶ package ─▶ benchmark ─▶ report
+    graph   graph                       .tflite    .tflite     evidence  the file   p50, mAP     json, md, html
+
+Where a stage compresses the network, what it was before the first such stage, the original, becomes a float32 file too
+that is verified and measured, so that the report says what the compression cost and won.
 
 OUT holds the packaged files and the report; OUT/.cache each stage's last result (cache.py). A file of OUT is replaced
 when the stage that makes it has ended, in one step; a killed build leaves the old ones, and the next goes on where it
@@ -15,7 +18,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from toolchain.cache import Result, Source
 from toolchain.carried import built_in_networks
 from toolchain.code_version import code_version
 from toolchain.recipe import Recipe, RecipeFile
+from toolchain.recipe_stages import GraphStage
 from toolchain.recipe_yaml import nearest
 from toolchain.stages import Facts, Work
 
@@ -49,6 +53,8 @@ class Stage:
 STAGES = (
     Stage("load", stages.load, needed="every other stage starts from the model"),
     Stage("scenes", stages.scenes, needed="the recipe's other stages read its pictures"),
+    Stage("tucker", stages.tucker),
+    Stage("prune", stages.prune),
     Stage("train", stages.train),
     Stage("pictures", stages.pictures, needed="the model's own outputs are noted on its pictures"),
     Stage("convert", stages.convert, needed="every file is made of the .tflite that it makes"),
@@ -61,6 +67,10 @@ STAGES = (
     Stage("report", stages.report, needed="it says what was done, and what was skipped"),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
+#: Stages that make another network of the model.
+COMPRESSING = ("tucker", "prune")
+#: How the file of the network before them is called, behind the recipe's name.
+ORIGINAL = "original_float32"
 REPORT_FILES = ("report.json", "report.md", "report.html")
 
 
@@ -96,7 +106,7 @@ class _Jobs:
         job = f"{stage.name} {of}".strip()
         code, libraries = code_version(stage.run)
         depends_on: dict[str, Any] = {"setting": settings, "code": code, "library": libraries}
-        if stage.measures:
+        if stage.measures or settings.get("keep_if_faster"):
             machine = environment()
             depends_on["machine"] = {key: machine[key] for key in ("cpu", "usable_cores", "architecture")}
 
@@ -139,78 +149,133 @@ def build(
             for leftover in out.glob(f".{name}.*.part"):
                 leftover.unlink()
         jobs = _Jobs(out / ".cache", watch)
-        graph, scenes = _graph(jobs, recipe, skip)
-        files = _files(jobs, recipe_file, out, skip, graph, scenes)
+        network = _network(jobs, recipe, skip)
+        files = _files(jobs, recipe, out, skip, network)
         return _report(jobs, recipe_file, out, skip, files)
 
 
-def _graph(jobs: _Jobs, recipe: Recipe, skip: frozenset[str]) -> tuple[Result, Result | None]:
-    """The network after the recipe's list of stages, and the drawn scenes where it has some."""
-    model = recipe.model
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """The network after the recipe's list of stages, and what belongs to it."""
+
+    graph: Result
+    #: As it was before the first stage that compresses it, None where none does; and the stages until then.
+    original: Result | None
+    stages_of_original: tuple[str, ...]
+    #: The drawn scenes, where the recipe has some.
+    scenes: Result | None
+
+
+def _network(jobs: _Jobs, recipe: Recipe, skip: frozenset[str]) -> _Network:
+    """Loads the model and runs the recipe's list of stages."""
     inputs: dict[str, Source] = dict(model_files(recipe))
-    resize = recipe.input.resize or (None if model.keras else "letterbox")  # a Keras model's HEAD.yaml says it itself
-    settings: dict[str, Any] = {"allow_lambda": model.allow_lambda, "seed": model.seed, "resize": resize}
-    graph = jobs.run(BY_NAME["load"], settings, inputs)
+    graph = jobs.run(BY_NAME["load"], model_settings(recipe), inputs)
     scenes = None
     if recipe.data is not None:
         drawn = recipe.data.scenes
         splits = {"train": drawn.train, "val": drawn.val, "test": drawn.test}
-        settings = {"splits": splits, "seed": drawn.seed, "size": max(graph.facts["input"])}
+        settings: dict[str, Any] = {"splits": splits, "seed": drawn.seed, "size": max(graph.facts["input"])}
         scenes = jobs.run(BY_NAME["scenes"], settings, {})
     seen: dict[str, int] = {}
+    original: Result | None = None
+    stages_of_original: tuple[str, ...] = ()
+    done: list[str] = []
     for entry in recipe.stages:
         seen[entry.name] = seen.get(entry.name, 0) + 1
         if entry.name in skip:
             continue
-        inputs = {"graph": graph, **({"scenes": scenes} if scenes else {})}
+        if original is None and entry.name in COMPRESSING:
+            original, stages_of_original = graph, tuple(done)
+        done.append(entry.name)
         nth = str(seen[entry.name]) if seen[entry.name] > 1 else ""
-        graph = jobs.run(BY_NAME[entry.name], entry.settings.model_dump(mode="json"), inputs, of=nth)
-    return graph, scenes
+        settings = entry.settings.model_dump(mode="json")
+        inputs = {"graph": graph}
+        if entry.train:
+            inputs |= {"scenes": scenes} if scenes else {}
+        else:
+            calibration = _calibration(recipe, scenes)
+            settings |= {"allow_lambda": recipe.model.allow_lambda, **_from_pictures(entry, bool(calibration))}
+            if any(settings.get(key) for key in ("weighted", "correct")) or settings.get("criterion") == "taylor":
+                inputs["pictures"] = calibration
+        graph = jobs.run(BY_NAME[entry.name], settings, inputs, of=nth)
+    return _Network(graph, original, stages_of_original, scenes)
 
 
-def _files(
-    jobs: _Jobs, recipe_file: RecipeFile, out: Path, skip: frozenset[str], graph: Result, scenes: Result | None
-) -> list[dict[str, Any]]:
+def _from_pictures(entry: GraphStage, given: bool) -> dict[str, bool]:
+    """What a stage does with pictures, where the recipe leaves it open: it does where there are some."""
+    if entry.tucker:
+        return {"weighted": given} if entry.tucker.weighted is None else {}
+    return {"correct": given} if entry.prune and entry.prune.correct is None else {}
+
+
+def _files(jobs: _Jobs, recipe: Recipe, out: Path, skip: frozenset[str], network: _Network) -> list[dict[str, Any]]:
     """Makes, verifies, packages and measures a file for each precision; returns the report's entries."""
-    recipe = recipe_file.recipe
+    graph, scenes = network.graph, network.scenes
     calibration, verification, drawn = _pictures(jobs, recipe, graph, scenes)
     trust = {"allow_lambda": recipe.model.allow_lambda}
+    entries = []
+    finish = functools.partial(_finished, jobs, out, skip, verification)
+    if network.original:
+        original = network.original
+        float32 = jobs.run(BY_NAME["convert"], trust, {"graph": original, "pictures": verification}, of="original")
+        file = _File(f"{recipe.name}_{ORIGINAL}.tflite", "float32", "original")
+        entries.append(finish(file, _lineage_of_original(recipe, network), original, float32, float32))
     # The precisions share one float32 file, which also carries the model's own outputs to verify against.
     float32 = jobs.run(BY_NAME["convert"], trust, {"graph": graph, "pictures": verification})
-    packaged = {}
-    entries: list[dict[str, Any]] = []
     for precision in recipe.precisions:
-        run = functools.partial(jobs.run, of=precision)
         tflite = float32
-        inputs: dict[str, Source]
         if precision != "float32":
-            inputs = {"graph": graph, "float32": float32}
+            inputs: dict[str, Source] = {"graph": graph, "float32": float32}
             inputs |= {"pictures": calibration} if precision == "int8" else {}
-            tflite = run(BY_NAME["quantize"], {"precision": precision, **trust}, inputs)
-        verified: Facts | None = None
-        if "verify" not in skip:
-            inputs = {"graph": graph, "tflite": tflite, "reference": float32, "pictures": verification}
-            verified = run(BY_NAME["verify"], {"precision": precision}, inputs).facts
-        file = f"{recipe.name}_{precision}.tflite"
-        settings = {"file": file, "precision": precision, "lineage": _lineage(recipe, precision, skip)}
-        settings["measured"] = {"verification": verified or "skipped"}
-        packaged[precision] = run(BY_NAME["package"], settings, {"graph": graph, "tflite": tflite})
-        _publish(packaged[precision], file, out)
-        found = {"path": file, "precision": precision, "bytes": packaged[precision].facts["bytes"]}
-        notes = tflite.facts["notes"] + float32.facts["notes"] if precision != "float32" else float32.facts["notes"]
-        found |= {"verification": verified, "verified_on_drawn_pictures": drawn, "notes": list(dict.fromkeys(notes))}
-        if precision == "int8":
-            found["calibration"] = tflite.facts["calibration"]
-        entries.append(found)
-    for entry in entries if "benchmark" not in skip else ():
-        settings = {**recipe.benchmark.model_dump(mode="json", exclude={"data"}), "file": entry["path"]}
-        inputs = {"model": packaged[entry["precision"]]}
-        if recipe.benchmark.data:
-            inputs["data"] = recipe.benchmark.data
-        elif scenes:
-            inputs["scenes"] = scenes
-        entry |= _measured(jobs.run(BY_NAME["benchmark"], settings, inputs, of=entry["precision"]).facts)
+            tflite = jobs.run(BY_NAME["quantize"], {"precision": precision, **trust}, inputs, of=precision)
+        file = _File(f"{recipe.name}_{precision}.tflite", precision, precision)
+        entries.append(finish(file, _lineage(recipe, precision, skip), graph, tflite, float32))
+    for entry in entries:
+        entry["verified_on_drawn_pictures"] = drawn
+        if "benchmark" not in skip:
+            entry |= _benchmark(jobs, recipe, scenes, entry)
     return entries
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A file that a build makes, and what its jobs are called."""
+
+    name: str
+    precision: str
+    of: str
+
+
+def _finished(
+    jobs: _Jobs, out: Path, skip: frozenset[str], pictures: tuple[Path, ...], file: _File, lineage: Mapping[str, Any],
+    graph: Result, tflite: Result, float32: Result,
+) -> dict[str, Any]:  # fmt: skip
+    """Verifies and packages one .tflite and puts it into the output folder; returns its entry of the report."""
+    run = functools.partial(jobs.run, of=file.of)
+    verified: Facts | None = None
+    if "verify" not in skip:
+        inputs: dict[str, Source] = {"graph": graph, "tflite": tflite, "reference": float32, "pictures": pictures}
+        verified = run(BY_NAME["verify"], {"precision": file.precision}, inputs).facts
+    settings: dict[str, Any] = {"file": file.name, "precision": file.precision, "lineage": lineage}
+    settings["measured"] = {"verification": verified or "skipped"}
+    packaged = run(BY_NAME["package"], settings, {"graph": graph, "tflite": tflite})
+    _publish(packaged, file.name, out)
+    found = {"path": file.name, "precision": file.precision, "bytes": packaged.facts["bytes"], "of": file.of}
+    notes = dict.fromkeys((*tflite.facts["notes"], *float32.facts["notes"]))
+    found |= {"verification": verified, "notes": list(notes)}
+    if file.precision == "int8":
+        found["calibration"] = tflite.facts["calibration"]
+    return found
+
+
+def _benchmark(jobs: _Jobs, recipe: Recipe, scenes: Result | None, entry: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {**recipe.benchmark.model_dump(mode="json", exclude={"data"}), "file": entry["path"]}
+    inputs: dict[str, Source] = {"model": jobs.done[f"package {entry['of']}"]}
+    if recipe.benchmark.data:
+        inputs["data"] = recipe.benchmark.data
+    elif scenes:
+        inputs["scenes"] = scenes
+    return _measured(jobs.run(BY_NAME["benchmark"], settings, inputs, of=entry["of"]).facts)
 
 
 def _measured(facts: Facts) -> dict[str, Any]:
@@ -228,13 +293,7 @@ def _pictures(
     """Pictures to calibrate on, to verify on, and whether the latter were drawn for want of others."""
     from toolchain.quantize import evenly_spaced
 
-    calibration: tuple[Path, ...] = ()
-    count = recipe.calibration.count if recipe.calibration else 64
-    if recipe.calibration and recipe.calibration.pictures:
-        calibration = tuple(evenly_spaced(stages.pictures_in(recipe.calibration.pictures), count))
-    elif scenes:
-        paths = [scenes.file(name) for name in scenes.files if name.startswith(f"{stages.SCENES}/JPEGImages/train_")]
-        calibration = tuple(evenly_spaced(paths, count))
+    calibration = _calibration(recipe, scenes)
     if recipe.verify.pictures:
         verification = stages.pictures_in(recipe.verify.pictures)
     else:
@@ -246,10 +305,36 @@ def _pictures(
     return calibration, tuple(result.file(name) for name in result.files), True
 
 
+def _calibration(recipe: Recipe, scenes: Result | None) -> tuple[Path, ...]:
+    """The pictures that the recipe names to calibrate on, or the drawn scenes' split train; () where it has neither."""
+    from toolchain.quantize import evenly_spaced
+
+    count = recipe.calibration.count if recipe.calibration else 64
+    if recipe.calibration and recipe.calibration.pictures:
+        return tuple(evenly_spaced(stages.pictures_in(recipe.calibration.pictures), count))
+    if scenes is None:
+        return ()
+    paths = [scenes.file(name) for name in scenes.files if name.startswith(f"{stages.SCENES}/JPEGImages/train_")]
+    return tuple(evenly_spaced(paths, count))
+
+
 def _lineage(recipe: Recipe, precision: str, skip: frozenset[str]) -> dict[str, Any]:
     """Where a file came from: what shaped it, and nothing that did not, so that it keeps its bytes when a benchmark
     changes."""
-    others = {"benchmark", "verify", "precisions", *({"calibration"} if precision != "int8" else ())}
+    others = {"benchmark", "verify", "precisions"}
+    done = [entry.name for entry in recipe.stages if entry.name not in skip]
+    if precision != "int8" and not set(done) & set(COMPRESSING):
+        others.add("calibration")
+    return _described(recipe, others, done)
+
+
+def _lineage_of_original(recipe: Recipe, network: _Network) -> dict[str, Any]:
+    others = {"benchmark", "verify", "precisions", "calibration"}
+    others |= set() if network.stages_of_original else {"stages", "data"}
+    return _described(recipe, others, network.stages_of_original)
+
+
+def _described(recipe: Recipe, others: set[str], done: Sequence[str]) -> dict[str, Any]:
     shaping = recipe.model_dump(mode="json", exclude=others)
     text = json.dumps(_file_names(shaping), sort_keys=True, separators=(",", ":"))
     return {
@@ -257,7 +342,7 @@ def _lineage(recipe: Recipe, precision: str, skip: frozenset[str]) -> dict[str, 
         "recipe_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "inputs": {name: cache.digest(path) for name, path in model_files(recipe).items()},
         "seeds": _seeds(recipe),
-        "stages": [entry.name for entry in recipe.stages if entry.name not in skip],
+        "stages": list(done),
     }
 
 
@@ -270,6 +355,14 @@ def _file_names(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
+def model_settings(recipe: Recipe) -> dict[str, Any]:
+    """What stages.read_model must know of the model beside its files."""
+    model = recipe.model
+    resize = recipe.input.resize or (None if model.keras else "letterbox")  # a Keras model's HEAD.yaml says it itself
+    yolov4 = model.yolov4.model_dump(mode="json") if model.yolov4 else None
+    return {"allow_lambda": model.allow_lambda, "seed": model.seed, "resize": resize, "yolov4": yolov4}
+
+
 def model_files(recipe: Recipe) -> dict[str, Path]:
     """The files that the model is read from, by the recipe's key."""
     if recipe.model.built_in is not None:
@@ -280,12 +373,11 @@ def model_files(recipe: Recipe) -> dict[str, Path]:
 
 
 def _seeds(recipe: Recipe) -> dict[str, int]:
-    found = {"model": recipe.model.seed} if recipe.model.built_in else {}
+    found = {"model": recipe.model.seed} if recipe.model.built_in or recipe.model.yolov4 else {}
     if recipe.data:
         found["scenes"] = recipe.data.scenes.seed
     for entry in recipe.stages:
-        if entry.train:
-            found[entry.name] = entry.train.seed
+        found[entry.name] = entry.settings.seed
     return found
 
 
@@ -302,6 +394,8 @@ def _report(
         if "trainable" in result.facts:
             model = {key: result.facts[key] for key in ("trainable", "non_trainable", "flops", "flops_unknown")}
         entries.append({"name": job, **model, "seconds": result.seconds, "reason": result.reason})
+        if job.split()[0] in ("load", *COMPRESSING):
+            entries[-1] |= {key: result.facts[key] for key in ("layers", "notes") if key in result.facts}
     settings = {
         "format": 1,
         "name": recipe_file.recipe.name,
@@ -340,7 +434,8 @@ def _publish(result: Result, name: str, out: Path) -> None:
 
 def _names(recipe: Recipe) -> list[str]:
     """All files that a build may put into its folder."""
-    return [*(f"{recipe.name}_{precision}.tflite" for precision in recipe.precisions), *REPORT_FILES, stages.SAMPLE]
+    files = [f"{recipe.name}_{precision}.tflite" for precision in (*recipe.precisions, ORIGINAL)]
+    return [*files, *REPORT_FILES, stages.SAMPLE]
 
 
 def _refuse_to_overwrite(recipe: Recipe, out: Path) -> None:

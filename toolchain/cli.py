@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import tempfile
 import threading
 import time
 from importlib import metadata
@@ -18,7 +19,7 @@ import click
 
 from benchmarks.cli import bench
 from deploy.cli import detect
-from deploy.command_line import debug_option, json_option, refuse_to_overwrite, write_json
+from deploy.command_line import debug_option, json_option, refuse_to_overwrite, write_atomically, write_json
 from deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,8 +89,13 @@ def _show_schema(context: click.Context, _: click.Parameter, value: bool) -> Non
 @click.argument("recipe", metavar="RECIPE")
 @click.option("--out", metavar="DIR", type=_FOLDER, required=True, help="Receives the files and the report.")
 @click.option(
-    "--skip", metavar="STAGE", multiple=True, help="Leave a stage out: train, verify, benchmark. May be repeated."
+    "--skip", metavar="STAGE", multiple=True,
+    help="Leave a stage out: tucker, prune, train, verify, benchmark. May be repeated.",
 )
+@click.option(
+    "--from", "folder", metavar="DIR", type=_FOLDER,
+    help="Where the recipe's relative paths start. Default: its own folder, for a carried recipe the current one.",
+)  # fmt: skip
 @json_option("Write the report's content here too, as DIR/report.json has it; - is standard output.")
 @click.option(
     "--schema", is_flag=True, is_eager=True, expose_value=False, callback=_show_schema,
@@ -97,7 +103,7 @@ def _show_schema(context: click.Context, _: click.Parameter, value: bool) -> Non
 )  # fmt: skip
 @version_option
 @debug_option
-def build(recipe: str, out: Path, skip: tuple[str, ...], json_file: str | None) -> None:
+def build(recipe: str, out: Path, skip: tuple[str, ...], folder: Path | None, json_file: str | None) -> None:
     """Build all that a recipe asks for: a file, or the name of a recipe that the package carries.
 
     What is there already and still right is kept; what runs again says why. A build that was stopped goes on where it
@@ -107,13 +113,14 @@ def build(recipe: str, out: Path, skip: tuple[str, ...], json_file: str | None) 
     Example:
       slimdet build shapes --out out
       slimdet build voc.yaml --out voc --skip benchmark
+      slimdet build yolov4_tiny_tucker --from data --out tiny
     """
     _need("build")
     from toolchain.build import build as build_recipe
     from toolchain.build import check_skips, model_files
     from toolchain.recipe import read_recipe
 
-    recipe_file = read_recipe(recipe)
+    recipe_file = read_recipe(recipe, folder)
     if json_file not in (None, "-"):
         refuse_to_overwrite("--json", str(json_file), [recipe_file.path, *model_files(recipe_file.recipe).values()])
     try:
@@ -189,33 +196,93 @@ def convert(
 @click.argument("model", metavar="MODEL")
 @click.argument("weights", metavar="[WEIGHTS]", type=_FILE, required=False)
 @click.option("--names", metavar="FILE", type=_FILE, help="One class name a line, for a cfg.")
+@click.option("--head", metavar="HEAD.yaml", type=_FILE, help="What a Keras model's outputs mean.")
+@click.option(
+    "--sensitivity", is_flag=True, help="Compress one layer at a time and measure what it costs, without training."
+)
+@click.option("--pictures", metavar="DIR", type=_FOLDER, help="For --sensitivity: pictures to compare the outputs on.")
+@click.option("--data", metavar="DIR", type=_FOLDER, help="For --sensitivity: measure mAP on this VOC folder instead.")
+@click.option("--split", default="val", show_default=True, help="Of --data. Not the one that you report figures on.")
+@click.option(
+    "--ratio", "ratios", type=float, multiple=True, help="For --sensitivity, share removed. Default: 0.25, 0.5, 0.75."
+)
+@click.option("--plot", metavar="FILE.png", type=_FILE, help="For --sensitivity: draw the table.")
 @click.option(
     "--allow-lambda", is_flag=True, help="Run Python code inside a Keras file. Only for files that you trust."
 )
 @json_option("Write everything here as JSON; - is standard output.")
 @version_option
 @debug_option
-def inspect(model: str, weights: Path | None, names: Path | None, allow_lambda: bool, json_file: str | None) -> None:
-    """Show what a model is made of: a cfg (with weights or without), .keras, .h5, .tflite, or a built-in network's
-    name.
+def inspect(
+    model: str, weights: Path | None, names: Path | None, head: Path | None, sensitivity: bool, pictures: Path | None,
+    data: Path | None, split: str, ratios: tuple[float, ...], plot: Path | None, allow_lambda: bool,
+    json_file: str | None,
+) -> None:  # fmt: skip
+    """Show what a model is made of: a cfg (with weights or without), .keras, .h5, .tflite, a recipe, or a built-in
+    network's name.
 
-    Layers with shapes, parameters and FLOPs, and the head; of a .tflite, by whomever, its tensors and operations,
+    Layers with shapes, parameters and FLOPs, the head, and what can be compressed: the groups of channels that are
+    pruned together, and the convolutions that Tucker can split. Of a .tflite, by whomever, its tensors and operations,
     quantization, metadata, what XNNPACK takes, and what looks wrong.
 
     \b
     Example:
       slimdet inspect net.cfg net.weights --names voc.names
       slimdet inspect net_int8.tflite --json net.json
+      slimdet inspect net.cfg net.weights --names voc.names --sensitivity --pictures photos --plot sensitivity.png
     """
     if Path(model).suffix.lower() in (".keras", ".h5", ".hdf5"):
         _need("inspect", ("tensorflow",))
-    from toolchain.inspection import as_text, inspect_model
+    if not sensitivity:
+        asked = {"--pictures": pictures, "--data": data, "--ratio": ratios, "--plot": plot}
+        if given := [option for option, value in asked.items() if value]:
+            raise click.UsageError(f"{', '.join(given)} belong{'s' * (len(given) == 1)} to --sensitivity")
+        from toolchain.inspection import as_text, inspect_model
 
-    found = inspect_model(model, weights, names, allow_lambda=allow_lambda)
+        found = inspect_model(model, weights, names, head, allow_lambda=allow_lambda)
+        if json_file != "-":
+            click.echo(as_text(found))
+    else:
+        if pictures and data:
+            raise click.UsageError("--pictures compares outputs, --data measures mAP: give one of them")
+        _need("inspect --sensitivity", (*_BUILD_SIDE, "tensorly", "matplotlib"))
+        found = _sensitivity(model, weights, names, head, pictures, data, split, ratios, plot, allow_lambda, json_file)
     if json_file is not None:
         write_json(json_file, found)
+
+
+def _sensitivity(
+    model: str, weights: Path | None, names: Path | None, head: Path | None, pictures: Path | None,
+    data: Path | None, split: str, ratios: tuple[float, ...], plot: Path | None, allow_lambda: bool,
+    json_file: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    from toolchain import sensitivity
+    from toolchain.inspection import read_network
+    from toolchain.quantize import evenly_spaced
+    from toolchain.reference import VERIFICATION_PICTURES
+    from toolchain.stages import draw_pictures, pictures_in
+
+    if plot is not None:
+        sources = [path for path in (Path(model), weights, names, head) if path is not None]
+        refuse_to_overwrite("--plot", str(plot), [*sources, *([json_file] if json_file else [])])
+    given = evenly_spaced(pictures_in(pictures), VERIFICATION_PICTURES) if pictures else []
+    graph = read_network(model, weights, names, head, allow_lambda=allow_lambda)
+    with tempfile.TemporaryDirectory(prefix="slimdet-") as folder, _Display() as watch:
+        watch.started("sensitivity")
+        truths = sensitivity.Truths(data, split) if data else None
+        looked = given or draw_pictures(Path(folder), VERIFICATION_PICTURES, 416) if truths is None else ()
+        found = sensitivity.measure_sensitivity(
+            graph, looked, truths, ratios=ratios or sensitivity.RATIOS, allow_lambda=allow_lambda,
+            progress=watch.progress,
+        )  # fmt: skip
+    found["drawn_pictures"] = truths is None and not given
+    if plot is not None:
+        write_atomically(plot, sensitivity.plot(found))
     if json_file != "-":
-        click.echo(as_text(found))
+        if found["drawn_pictures"]:
+            click.echo("no pictures were given: drawn ones stand in for them, and tell less; add --pictures DIR")
+        click.echo(sensitivity.as_text(found))
+    return found
 
 
 class _Display:

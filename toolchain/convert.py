@@ -12,6 +12,7 @@ and a module that holds them takes three times as long, all of it for saving and
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,19 @@ def float_tflite(graph: Graph, names: Mapping[str, str], size: tuple[int, ...], 
     what each output node is called in the file. Loads TensorFlow: for a child process."""
     import tensorflow as tf
 
+    detect = _traced(graph, names, size, allow_lambda)
+    # The Keras model, which refers to itself, is gone when the converter begins: of a large network that saves a
+    # quarter of all memory.
+    gc.collect()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([detect], tf.Module())
+    content: bytes = converter.convert()
+    return content
+
+
+def _traced(graph: Graph, names: Mapping[str, str], size: tuple[int, ...], allow_lambda: bool) -> Any:
+    """The graph as one concrete function, its weights constants of it."""
+    import tensorflow as tf
+
     from toolchain.keras_writer import to_keras
 
     model = to_keras(graph, allow_lambda=allow_lambda)
@@ -132,8 +146,4 @@ def float_tflite(graph: Graph, names: Mapping[str, str], size: tuple[int, ...], 
         outputs = outputs if isinstance(outputs, list) else [outputs]
         return {names[node]: output for node, output in zip(graph.outputs, outputs)}
 
-    module = tf.Module()
-    module.detect = tf.function(detect, input_signature=[tf.TensorSpec(size, tf.float32, name="image")])
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.detect.get_concrete_function()], module)
-    content: bytes = converter.convert()
-    return content
+    return tf.function(detect, input_signature=[tf.TensorSpec(size, tf.float32, name="image")]).get_concrete_function()

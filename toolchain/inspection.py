@@ -9,37 +9,94 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import InputError
-from toolchain.carried import built_in_networks
+from toolchain.carried import built_in_networks, carried_recipes
+from toolchain.graph import Graph
 
 KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 
 
 def inspect_model(
-    model: str, weights: Path | None = None, names: Path | None = None, *, allow_lambda: bool = False
+    model: str,
+    weights: Path | None = None,
+    names: Path | None = None,
+    head: Path | None = None,
+    *,
+    allow_lambda: bool = False,
 ) -> dict[str, Any]:
-    """Looks at a cfg (with weights or without), a .keras, .h5 or .tflite file, or a built-in network of that name.
+    """Looks at a cfg (with weights or without), a .keras, .h5 or .tflite file, the network of a recipe (a file or a
+    carried one's name), or a built-in network of that name.
+
+    head is the HEAD.yaml of a Keras model, whose file does not say what its outputs mean.
 
     Raises InputError for what is none of these or is damaged, GraphError for a network that does not fit together.
     """
+    path = _path_of(model)
+    if not _is_tflite(path):
+        return inspect_graph(read_network(model, weights, names, head, allow_lambda=allow_lambda), path, weights)
+    if weights or names or head:
+        raise InputError(f"only a cfg has weights and names of its own; {path} comes alone, leave them out")
+    from toolchain.tflite_file import inspect_tflite
+
+    return inspect_tflite(path)
+
+
+def read_network(
+    model: str, weights: Path | None, names: Path | None, head: Path | None, *, allow_lambda: bool
+) -> Graph:
+    """The network that is looked at. Raises InputError for what is no network, or files that do not belong together."""
+    path = _path_of(model)
+    if _is_tflite(path):
+        raise InputError(
+            f"a network is read from a cfg, .keras or .h5, but {path} is a .tflite; give what it was made of"
+        )
+    if _is_recipe(path):
+        if weights or names or head:
+            raise InputError(f"a recipe names its model's files itself: {path} comes alone, leave the others out")
+        return _network_of_recipe(model, allow_lambda)
+    is_keras = path.suffix.lower() in KERAS_SUFFIXES
+    if is_keras and (weights or names):
+        raise InputError(f"only a cfg has weights and names of its own; {path} comes alone, leave them out")
+    if not is_keras and head:
+        raise InputError(f"only a Keras model has a HEAD.yaml; {path} says itself what its outputs mean, leave it out")
+    if path != Path(model):
+        names = names or path.with_suffix(".names")
+    if is_keras and head is None:
+        from toolchain.one_file import read_keras_apart
+
+        return read_keras_apart(path, allow_lambda)
+    from toolchain.one_file import Origin, read_origin
+
+    return read_origin(Origin(path, weights, names, head, allow_lambda=allow_lambda))
+
+
+def _network_of_recipe(recipe: str, allow_lambda: bool) -> Graph:
+    from toolchain.build import model_files, model_settings
+    from toolchain.recipe import read_recipe
+    from toolchain.stages import read_model
+
+    content = read_recipe(recipe).recipe
+    settings = model_settings(content)
+    return read_model({**settings, "allow_lambda": settings["allow_lambda"] or allow_lambda}, model_files(content))[0]
+
+
+def _path_of(model: str) -> Path:
+    """The model's file, or that of the built-in network or the carried recipe of that name."""
     path = Path(model)
     if not path.exists():
-        if model not in built_in_networks():
+        carried = {**carried_recipes(), **built_in_networks()}
+        if model not in carried:
             known = ", ".join(built_in_networks()) or "none"
             raise InputError(
                 f"a model is a file or the name of a built-in network ({known}): there is no {model!r}; check the path"
             )
-        path = built_in_networks()[model]
-        names = names or path.with_suffix(".names")
+        return carried[model]
     if path.is_dir():
         raise InputError(f"a model is a file, but {path} is a folder; name the file inside")
-    single = path.suffix.lower() in KERAS_SUFFIXES or _is_tflite(path)
-    if single and (weights or names):
-        raise InputError(f"only a cfg has weights and names of its own; {path} comes alone, leave them out")
-    if _is_tflite(path):
-        from toolchain.tflite_file import inspect_tflite
+    return path
 
-        return inspect_tflite(path)
-    return inspect_graph(path, weights, names, allow_lambda=allow_lambda)
+
+def _is_recipe(path: Path) -> bool:
+    return path.suffix.lower() in (".yaml", ".yml")
 
 
 def _is_tflite(path: Path) -> bool:
@@ -49,19 +106,11 @@ def _is_tflite(path: Path) -> bool:
         return file.read(8)[4:] == b"TFL3"
 
 
-def inspect_graph(path: Path, weights: Path | None, names: Path | None, *, allow_lambda: bool) -> dict[str, Any]:
-    """Layers, totals and head of a network that a reader can read."""
+def inspect_graph(graph: Graph, path: Path, weights: Path | None) -> dict[str, Any]:
+    """Layers, totals, head, and what can be compressed, of a network that was read from a file."""
     from toolchain.cost import cost, node_costs
     from toolchain.shapes import shapes
 
-    if path.suffix.lower() in KERAS_SUFFIXES:
-        from toolchain.one_file import read_keras_apart
-
-        graph = read_keras_apart(path, allow_lambda)
-    else:
-        from toolchain.darknet_reader import read_darknet
-
-        graph = read_darknet(path, weights, names)
     found, costs, total = shapes(graph), node_costs(graph), cost(graph)
     layers = [
         {
@@ -101,7 +150,23 @@ def inspect_graph(path: Path, weights: Path | None, names: Path | None, *, allow
         },
         "head": head,
         "labels": list(graph.labels),
+        "compression": _compression(graph),
     }
+
+
+def _compression(graph: Graph) -> dict[str, Any]:
+    """Which channels go together, which layers Tucker can split, and why the others cannot be compressed."""
+    from toolchain.channels import analyse
+    from toolchain.tucker import why_not
+
+    everything = frozenset(node.name for node in graph.nodes)
+    groups = [
+        {"name": group.name, "layers": list(group.layers), "channels": group.channels, "reason": group.frozen}
+        for group in analyse(graph, everything).groups
+    ]
+    convolutions = [node for node in graph.nodes if node.op == "Conv2D"]
+    tucker = [{"layer": node.name, "reason": why_not(graph, node, pointwise=False)} for node in convolutions]
+    return {"groups": groups, "tucker": tucker}
 
 
 def as_text(found: Mapping[str, Any]) -> str:
@@ -134,7 +199,32 @@ def as_text(found: Mapping[str, Any]) -> str:
     if found["input"]:
         entry = found["input"]
         lines.append(f"input: {entry['height']}x{entry['width']} {entry['color']}, {entry['resize']}")
-    return "\n".join([*lines, *_head_lines(found)])
+    return "\n".join([*lines, *_head_lines(found), *_compression_lines(found["compression"])])
+
+
+def _compression_lines(found: Mapping[str, Any]) -> Iterable[str]:
+    groups = found["groups"]
+    free = sum(not group["reason"] for group in groups)
+    yield ""
+    yield f"channels that are pruned together: {free} of {len(groups)} groups can be pruned"
+    rows = [
+        (f"  {group['name']}", str(group["channels"]), _names(group["layers"][1:]), group["reason"] or "can be pruned")
+        for group in groups
+    ]
+    yield from aligned([("  group", "channels", "tied layers", ""), *rows], right=(1,))
+    split = [entry["layer"] for entry in found["tucker"] if not entry["reason"]]
+    yield f"Tucker can split {len(split)} of {len(found['tucker'])} convolutions: {_names(split, 12) or 'none'}"
+    reasons: dict[str, list[str]] = {}
+    for entry in found["tucker"]:
+        if entry["reason"]:
+            reasons.setdefault(entry["reason"], []).append(entry["layer"])
+    for reason, names in reasons.items():
+        yield f"  not {_names(names)}: {reason}"
+
+
+def _names(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _head_lines(found: Mapping[str, Any]) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 A recipe is YAML. It is checked whole before anything runs: an unknown key is refused with its line and the nearest
 known name, so that a typo never becomes a default; so is a combination that cannot work. Paths in it are relative to
-its own folder.
+its own folder; those of a recipe that the package carries, to the current one.
 
     name: voc-yolo-fastest
     model: {cfg: net.cfg, weights: net.weights, names: voc.names}
@@ -20,30 +20,29 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from deploy.errors import InputError
 from toolchain.carried import built_in_networks, carried_recipes
+from toolchain.recipe_stages import GraphStage, Impossible, Seed, Settings
 from toolchain.recipe_yaml import Places, nearest, read_yaml
 
 Precision = Literal["float32", "float16", "dynamic", "int8"]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class _Impossible(ValueError):
-    """Settings that are each allowed but not together; `place` are the keys to which the sentence belongs."""
+class Yolov4(Settings):
+    """YOLOv4 on an EfficientNet, built here."""
 
-    def __init__(self, place: tuple[str, ...], sentence: str) -> None:
-        super().__init__(sentence)
-        self.place = place
-
-
-class Settings(BaseModel):
-    """Base of every part of a recipe: frozen, of exact types, and without unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    backbone: Literal["efficientnet-b0", "efficientnet-b1", "efficientnet-b2", "efficientnet-b3"] = "efficientnet-b1"
+    head: Literal["full", "lite"] = "full"
+    """lite has depthwise convolutions in place of the dense 3x3 ones."""
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...], Field(min_length=1)]
+    """The classes' names."""
+    size: tuple[Annotated[int, Field(ge=32, le=4096)], Annotated[int, Field(ge=32, le=4096)]] = (512, 512)
+    """(height, width) of the input in pixels."""
+    anchors: tuple[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], ...] | None = None
+    """(width, height) in pixels of the input, small to large, equally many for each of three scales; YOLOv4's nine
+    where it is left out."""
 
 
 class Model(Settings):
@@ -52,33 +51,37 @@ class Model(Settings):
     cfg: Path | None = None
     """darknet's network description."""
     weights: Path | None = None
-    """darknet's weights."""
+    """darknet's weights; with yolov4, an .h5 of the whole network or of its backbone."""
     names: Path | None = None
     """One class name a line."""
     keras: Path | None = None
     """A .keras or legacy .h5 file."""
     head: Path | None = None
     """HEAD.yaml: what the Keras model's outputs mean."""
+    yolov4: Yolov4 | None = None
+    """YOLOv4 on an EfficientNet, with random weights or those of a Keras weights file."""
     allow_lambda: bool = False
     """Run the Python code that a Keras file carries. Only for files that you trust."""
     built_in: str | None = None
     """A network that this package carries. It begins with random weights."""
     seed: Seed = 1
-    """Of a built-in network's first weights."""
+    """Of a built-in network's random weights."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Model:
-        given = [key for key in ("cfg", "keras", "built_in") if getattr(self, key) is not None]
+        given = [key for key in ("cfg", "keras", "built_in", "yolov4") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"a model is one of cfg, keras or built_in, but {' and '.join(given) or 'none'} came; give exactly one"
+                f"a model is one of cfg, keras, built_in or yolov4, but {' and '.join(given) or 'none'} came; give"
+                " exactly one"
             )
         (kind,) = given
-        keys = {"cfg": ("weights", "names"), "keras": ("head",), "built_in": ()}[kind]
+        keys = {"cfg": ("weights", "names"), "keras": ("head",)}.get(kind, ())
         for key in keys:
             if getattr(self, key) is None:
                 raise ValueError(f"a model with {kind} needs {key!r} too; add it")
-        belong = {kind, *keys, *{"keras": ["allow_lambda"], "built_in": ["seed"]}.get(kind, [])}
+        more = {"keras": ["allow_lambda"], "built_in": ["seed"], "yolov4": ["seed", "weights"]}
+        belong = {kind, *keys, *more.get(kind, [])}
         for key in sorted(self.model_fields_set - belong):
             raise ValueError(
                 f"a model with {kind} takes no {key!r} (it belongs to another kind of model); leave it out"
@@ -110,42 +113,6 @@ class Data(Settings):
     """Pictures that belong to the recipe as a whole."""
 
     scenes: Scenes
-
-
-class Train(Settings):
-    """Trains all weights on the data's split train."""
-
-    epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
-    batch: Annotated[int, Field(ge=1, le=4096)] = 16
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-3
-    """The highest step size, reached after the warm-up."""
-    flip: bool = True
-    """Mirror every second picture."""
-    seed: Seed = 1
-
-
-class GraphStage(Settings):
-    """One stage of the list `stages`, under its name. Each takes the network of the stage before it."""
-
-    train: Train | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> GraphStage:
-        if len(self.model_fields_set) != 1 or self.settings is None:
-            raise ValueError(
-                "an entry of stages is one stage, such as `- train: {epochs: 10}`; write each as an entry of its own"
-            )
-        return self
-
-    @property
-    def name(self) -> str:
-        (name,) = self.model_fields_set
-        return name
-
-    @property
-    def settings(self) -> Settings:
-        settings: Settings = getattr(self, self.name)
-        return settings
 
 
 class Calibration(Settings):
@@ -198,38 +165,54 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         if len(set(self.precisions)) < len(self.precisions):
-            raise _Impossible(
+            raise Impossible(
                 ("precisions",),
                 f"each precision is listed once, but precisions is {list(self.precisions)}; remove the repeated one",
             )
         pictures = self.calibration.pictures if self.calibration else None
         if "int8" in self.precisions and not (pictures or self.data):
-            raise _Impossible(
+            raise Impossible(
                 ("precisions",),
                 "int8 needs pictures to calibrate on, and the recipe names none; add `calibration: {pictures: "
                 "FOLDER}` or leave int8 out",
             )
         if self.calibration and not (pictures or self.data):
-            raise _Impossible(
+            raise Impossible(
                 ("calibration",), "calibration needs `pictures`, or `data` whose scenes it can take; add one of them"
             )
-        if self.data is None and any(stage.train for stage in self.stages):
-            raise _Impossible(
-                ("stages",), "the stage train needs data to train on; add `data: {scenes: {}}` or leave train out"
-            )
+        for index, stage in enumerate(self.stages):
+            if stage.train and self.data is None:
+                raise Impossible(
+                    ("stages",), "the stage train needs data to train on; add `data: {scenes: {}}` or leave train out"
+                )
+            if (key := _needs_pictures(stage)) and not (pictures or self.data):
+                raise Impossible(
+                    ("stages", index, stage.name, key),
+                    f"{key} of the stage {stage.name} needs pictures, and the recipe names none; add `calibration: "
+                    "{pictures: FOLDER}` or leave it out",
+                )
         if self.benchmark.data is None and self.data is None:
             for key in sorted({"split", "protocol"} & self.benchmark.model_fields_set):
-                raise _Impossible(
+                raise Impossible(
                     ("benchmark", key),
                     f"benchmark's {key!r} needs pictures with truths; add `data: FOLDER` to benchmark or leave "
                     f"{key} out",
                 )
         if self.data and self.benchmark.data is None and self.benchmark.split != "test":
-            raise _Impossible(
+            raise Impossible(
                 ("benchmark", "split"),
                 f"the drawn scenes are measured on the split test, not {self.benchmark.split!r}; leave split out",
             )
         return self
+
+
+def _needs_pictures(stage: GraphStage) -> str:
+    """The setting of a stage that needs calibration pictures; "" where none does."""
+    if stage.tucker:
+        return next((key for key in ("weighted", "correct") if getattr(stage.tucker, key)), "")
+    if stage.prune and stage.prune.criterion == "taylor":
+        return "criterion"
+    return "correct" if stage.prune and stage.prune.correct else ""
 
 
 class RecipeFile(Settings):
@@ -240,21 +223,24 @@ class RecipeFile(Settings):
     sha256: str
 
 
-def read_recipe(path_or_name: str) -> RecipeFile:
+def read_recipe(path_or_name: str, folder: Path | None = None) -> RecipeFile:
     """Reads a recipe file, or the carried recipe of that name.
+
+    Relative paths in it start in folder; without it in the recipe's own, those of a carried one in the current folder.
 
     Raises InputError with file, line and column for anything that is not a recipe, and for a built-in network that
     there is not. Whether the files that it names exist is found out by the stage that reads them.
     """
     path = Path(path_or_name)
     carried = carried_recipes()
+    start = folder or path.parent
     if not path.is_file():
         if path_or_name not in carried:
             raise InputError(
                 f"a recipe is a file or the name of a carried one ({', '.join(carried) or 'none'}): "
                 f"there is no file {path_or_name!r}{nearest(path_or_name, list(carried))}"
             )
-        path = carried[path_or_name]
+        path, start = carried[path_or_name], folder or Path.cwd()
     content, value, places = read_yaml(path)
     recipe = _validate(value, path, places)
     if recipe.model.built_in is not None and recipe.model.built_in not in built_in_networks():
@@ -264,7 +250,7 @@ def read_recipe(path_or_name: str) -> RecipeFile:
             f"{nearest(recipe.model.built_in, networks)}; there is {', '.join(networks) or 'none'}"
         )
     return RecipeFile(
-        recipe=_absolute(recipe, path.absolute().parent), path=path, sha256=hashlib.sha256(content).hexdigest()
+        recipe=_absolute(recipe, start.absolute()), path=path, sha256=hashlib.sha256(content).hexdigest()
     )
 
 
@@ -286,7 +272,7 @@ def _validate(value: Any, path: Path, places: Places) -> Recipe:
 
 def _place(problem: Any) -> tuple[str | int, ...]:
     cause = problem.get("ctx", {}).get("error")
-    return (*problem["loc"], *(cause.place if isinstance(cause, _Impossible) else ()))
+    return (*problem["loc"], *(cause.place if isinstance(cause, Impossible) else ()))
 
 
 def _sentence(problem: Any) -> str:

@@ -2,7 +2,7 @@
 
 All three say the same. The table compares every file with the original: a number in brackets is a ratio (5.4x: 5.4
 times less) or, for mAP, a difference in points. Parameters and FLOPs are compared with the input model; size, mAP and
-time, which only a .tflite has, with the float32 file.
+time, which only a .tflite has, with the float32 file of the network before it was compressed, or the only float32 file.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from toolchain import layer_table
 
 Content = Mapping[str, Any]
 
@@ -44,20 +46,32 @@ def table(content: Content) -> list[Row]:
     first, last = content["stages"][0], content["stages"][-1]
     original = {key: first[key] for key in ("trainable", "non_trainable", "flops")}
     rows = [Row(("input model", NONE, f"{_parameters(first):,}", f"{original['flops'] / 1e6:.2f}", *[NONE] * 4))]
-    float32 = next((file for file in content["files"] if file["precision"] == "float32"), None)
+    base = _base(content)
     for file in content["files"]:
-        compared = float32 if float32 is not file else None
+        compared = base if base is not file else None
+        network, name = (first, "original, ") if _is_original(file) else (last, "")
         cells = (
-            f"tflite {file['precision']}",
-            _ratio(file["bytes"] / 1e6, compared and compared["bytes"] / 1e6),
-            _ratio(_parameters(last), _parameters(first), as_integer=True),
-            _ratio(last["flops"] / 1e6, first["flops"] / 1e6),
+            f"tflite {name}{file['precision']}",
+            _ratio(file["bytes"] / 1e6, compared["bytes"] / 1e6 if compared else None),
+            _ratio(_parameters(network), _parameters(first), as_integer=True),
+            _ratio(network["flops"] / 1e6, first["flops"] / 1e6),
             _points(file, compared),
             *(_ratio(_milliseconds(file, key), _milliseconds(compared, key)) for key in ("p50_ms", "p90_ms")),
             "yes" if file["verification"] else "NO",
         )
         rows.append(Row(cells, unverified=not file["verification"]))
     return rows
+
+
+def _is_original(file: Content) -> bool:
+    """Whether a file is of the network before it was compressed."""
+    return file.get("of") == "original"
+
+
+def _base(content: Content) -> Content | None:
+    """What the files are compared with: the original network's file where the network was compressed, else the float32
+    one."""
+    return next((file for file in content["files"] if file["precision"] == "float32"), None)
 
 
 def sentences(content: Content) -> list[str]:
@@ -69,10 +83,11 @@ def sentences(content: Content) -> list[str]:
                 f"{file['path']} is NOT VERIFIED: the stage verify was skipped, so nothing shows that it computes "
                 "what the model computes."
             )
-    float32 = next((file for file in content["files"] if file["precision"] == "float32"), None)
+    found += [text for stage in content["stages"] for text in _of_stage(stage)]
+    base = _base(content)
     for file in content["files"]:
-        if file is not float32 and float32 is not None:
-            found.append(_comparison(file, float32))
+        if file is not base and base is not None:
+            found.append(_comparison(file, base))
     found += [verification_sentence(file) for file in content["files"] if file["verification"]]
     found += [calibration_sentence(file) for file in content["files"] if file.get("calibration")]
     found += [_accuracy(file) for file in content["files"][:1]]
@@ -86,8 +101,17 @@ def sentences(content: Content) -> list[str]:
     return found
 
 
+def _of_stage(stage: Content) -> list[str]:
+    """What a stage that made another network says of it."""
+    told = [f"{stage['name']}: {text}." for text in stage.get("notes", ())]
+    if "layers" in stage:
+        told.append(f"{stage['name']}: {layer_table.summary(stage['layers'])[0]}.")
+    return told
+
+
 def _comparison(file: Content, float32: Content) -> str:
-    parts = [f"{float32['bytes'] / file['bytes']:.1f} times smaller than float32"]
+    of = "the original" if _is_original(float32) else "float32"
+    parts = [f"{float32['bytes'] / file['bytes']:.1f} times smaller than {of}"]
     before, after = _milliseconds(float32, "p50_ms"), _milliseconds(file, "p50_ms")
     if before and after:
         ratio = f"{max(before / after, after / before):.1f}"
@@ -176,6 +200,11 @@ def as_markdown(content: Content, has_sample: bool) -> str:
         lines += ["![test pictures with the detector's boxes](sample.jpg)", ""]
     lines += ["## Stages", "", line(_STAGE_COLUMNS), line(["---"] * len(_STAGE_COLUMNS))]
     lines += [line(row) for row in _stage_rows(content)]
+    for stage in content["stages"]:
+        if "layers" in stage:
+            lines += ["", f"## Layers of {stage['name']}", "", *(f"- {text}" for text in _summary(stage)), ""]
+            for columns, rows in _layer_tables(stage):
+                lines += [line(columns), line(["---"] * len(columns)), *(line(row) for row in rows), ""]
     lines += ["", "## Made with", "", *(f"- {name}: {value}" for name, value in _made_with(content)), ""]
     return "\n".join(lines)
 
@@ -210,17 +239,30 @@ def as_html(content: Content, sample: bytes | None) -> str:
         sentences=sentences(content),
         sample=base64.b64encode(sample).decode() if sample else None,
         classes=_per_class(content),
-        precisions=[file["precision"] for file in content["files"]],
+        precisions=["original" if _is_original(file) else file["precision"] for file in content["files"]],
+        layers=[
+            (stage["name"], _summary(stage), _layer_tables(stage)) for stage in content["stages"] if "layers" in stage
+        ],
         stage_columns=_STAGE_COLUMNS,
         stages=_stage_rows(content),
         made_with=_made_with(content),
     )
 
 
+def _summary(stage: Content) -> list[str]:
+    return [f"{text}." for text in layer_table.summary(stage["layers"])]
+
+
+def _layer_tables(stage: Content) -> list[tuple[Sequence[str], Sequence[Sequence[str]]]]:
+    """Columns and rows of the layers that a stage changed, and of those that it left alone; without empty tables."""
+    changed = layer_table.without_empty_columns(layer_table.CHANGED, layer_table.changed_rows(stage["layers"]))
+    left = (layer_table.LEFT, layer_table.left_rows(stage["layers"]))
+    return [table for table in (changed, left) if table[1]]
+
+
 _BRACKETS = (
     "In brackets: how many times less than the original, for mAP the difference in points. Parameters and FLOPs "
-    "are compared with "
-    "the input model; size, mAP and time with the float32 file."
+    "are compared with the input model; size, mAP and time with the float32 file of the original network."
 )
 _STAGE_COLUMNS = ("stage", "parameters", "FLOPs M", "seconds", "this build", "why it ran last")
 

@@ -7,15 +7,19 @@ Work, whose settings and inputs are exactly what its result is kept under (cache
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from deploy.errors import InputError
 from deploy.source import locate
 from toolchain import graph_file
 from toolchain.cache import Result, Source
 from toolchain.graph import Graph
+from toolchain.pass_report import to_json
 
 #: Told while a stage works: how much is done, and of how much; 0 where that is not known.
 Progress = Callable[[float, float], None]
@@ -64,21 +68,39 @@ class Work:
 
 
 def load(work: Work) -> Facts:
-    """Reads the model into a graph. Settings: resize, allow_lambda, seed. Inputs: cfg, weights, names, or keras,
-    head."""
+    """Reads the model into a graph, or builds it. Settings and inputs: read_model's."""
+    graph, notes = read_model(work.settings, {name: work.path(name) for name in work.inputs})
+    return {**_save(graph, work.out), "notes": list(notes)}
+
+
+def read_model(settings: Mapping[str, Any], files: Mapping[str, Path]) -> tuple[Graph, tuple[str, ...]]:
+    """The network of a recipe, and what must be known of it. settings: resize, allow_lambda, seed, and yolov4, the
+    recipe's Yolov4. files: cfg, weights, names; or keras, head; or for yolov4 weights, where there are any."""
+    if settings["yolov4"]:
+        return _yolov4(settings, files.get("weights"))
     from toolchain.one_file import Origin, read_origin
 
-    paths = {name: work.path(name) for name in work.inputs}
     origin = Origin(
-        paths.get("keras") or paths["cfg"],
-        paths.get("weights"),
-        paths.get("names"),
-        paths.get("head"),
-        work.settings["resize"],
-        work.settings["allow_lambda"],
+        files.get("keras") or files["cfg"],
+        files.get("weights"),
+        files.get("names"),
+        files.get("head"),
+        settings["resize"],
+        settings["allow_lambda"],
     )
-    graph = read_origin(origin, seed=work.settings["seed"])
-    return _save(graph, work.out)
+    return read_origin(origin, seed=settings["seed"]), ()
+
+
+def _yolov4(settings: Mapping[str, Any], weights: Path | None) -> tuple[Graph, tuple[str, ...]]:
+    from toolchain.yolov4 import YoloV4, build_yolov4
+
+    given = {key: value for key, value in settings["yolov4"].items() if value is not None}
+    given |= {key: tuple(given[key]) for key in ("labels", "size")}
+    if "anchors" in given:
+        given["anchors"] = tuple((width, height) for width, height in given["anchors"])
+    graph, notes = build_yolov4(YoloV4(**given), seed=settings["seed"], weights=weights)
+    assert graph.input is not None
+    return dataclasses.replace(graph, input=dataclasses.replace(graph.input, resize=settings["resize"])), notes
 
 
 def scenes(work: Work) -> Facts:
@@ -105,6 +127,83 @@ def train(work: Work) -> Facts:
         "history": [dict(epoch) for epoch in trained.history],
         "left_out": list(trained.left_out),
     }
+
+
+def tucker(work: Work) -> Facts:
+    """Splits convolutions. Settings: the recipe's Tucker, weighted decided. Inputs: graph and, where it is weighted or
+    corrected, pictures."""
+    from toolchain.activations import patch_moments
+    from toolchain.batch_norm_correction import corrected_batch_norms
+    from toolchain.ranks import Ranks
+    from toolchain.scope import select
+    from toolchain.tucker import candidates, decompose
+
+    settings, graph, pictures = work.settings, graph_file.load(work.file("graph", GRAPH)), work.paths("pictures")
+    chosen = select(graph, settings["include"], settings["exclude"])
+    rule: dict[str, Any] = dict(settings["ranks"])
+    # JSON has lists where the dataclass has tuples.
+    rule["layers"] = {name: (first, last) for name, (first, last) in rule["layers"].items()}
+    rule["v"] = rule["v"] and tuple(rule["v"])
+    ranks = Ranks(**rule)
+    keywords: dict[str, Any] = {"pointwise": settings["pointwise"], "timer": _timer(work)}
+    trust = settings["allow_lambda"]
+    if settings["weighted"]:
+        layers = candidates(graph, chosen, settings["pointwise"])
+        looked = patch_moments(graph, layers, pictures, seed=settings["seed"], allow_lambda=trust)
+        with looked as moments:
+            result = decompose(graph, chosen, ranks, moments=moments, progress=work.progress, **keywords)
+    else:
+        result = decompose(graph, chosen, ranks, progress=work.progress, **keywords)
+    changed = result.graph
+    if settings["correct"]:
+        changed = corrected_batch_norms(graph, changed, pictures, allow_lambda=trust, progress=work.progress)
+    return {**_save(changed, work.out), **to_json(result)}
+
+
+def prune(work: Work) -> Facts:
+    """Removes channels. Settings: the recipe's Prune, correct decided. Inputs: graph and, where it is corrected or
+    judged by Taylor, pictures."""
+    from toolchain import activations
+    from toolchain.batch_norm_correction import corrected_batch_norms
+    from toolchain.channels import analyse
+    from toolchain.criteria import scored_nodes
+    from toolchain.prune import Pruning
+    from toolchain.prune import prune as prune_channels
+    from toolchain.scope import select
+
+    settings, graph, pictures = work.settings, graph_file.load(work.file("graph", GRAPH)), work.paths("pictures")
+    chosen = select(graph, settings["include"], settings["exclude"])
+    pruning = Pruning(**{key: settings[key] for key in ("ratio", "criterion", "cut", "policy", "multiple")})
+    trust = settings["allow_lambda"]
+    taylor = None
+    if pruning.criterion == "taylor":
+        nodes = scored_nodes(graph, [layer for group in analyse(graph, chosen).groups for layer in group.layers])
+        wanted = list(nodes.values())
+        scores = activations.taylor_scores(graph, wanted, pictures, seed=settings["seed"], allow_lambda=trust)
+        taylor = {layer: scores[node] for layer, node in nodes.items()}
+
+    def means(nodes: Sequence[str]) -> Mapping[str, np.ndarray]:
+        return activations.channel_means(graph, nodes, pictures, allow_lambda=trust)
+
+    correct = settings["correct"]
+    result = prune_channels(
+        graph, chosen, pruning, taylor=taylor, means=means if correct else None, timer=_timer(work)
+    )
+    changed = result.graph
+    if correct:
+        kept, told = result.kept, work.progress
+        changed = corrected_batch_norms(graph, changed, pictures, kept=kept, allow_lambda=trust, progress=told)
+    return {**_save(changed, work.out), **to_json(result)}
+
+
+def _timer(work: Work) -> Callable[..., Mapping[str, tuple[float, float]]] | None:
+    """What times single layers where the stage keeps only what is faster."""
+    precision = work.settings["keep_if_faster"]
+    if precision is None:
+        return None
+    from toolchain.layer_timing import time_candidates
+
+    return functools.partial(time_candidates, precision=precision, progress=work.progress)
 
 
 def pictures(work: Work) -> Facts:
@@ -170,14 +269,14 @@ def quantize(work: Work) -> Facts:
 def verify(work: Work) -> Facts:
     """Holds a file against the model. Settings: precision. Inputs: graph, tflite, reference, pictures (which
     reference is about)."""
+    from toolchain import verify as verification
     from toolchain.package import contract_of
-    from toolchain.verify import to_json
-    from toolchain.verify import verify as verify_file
 
     graph = graph_file.load(work.file("graph", GRAPH))
     content = work.file("tflite", TFLITE).read_bytes()
     contract = contract_of(graph, content, work.settings["precision"])
-    return to_json(verify_file(graph, content, contract, reference=work.file("reference", REFERENCE)))
+    reference = work.file("reference", REFERENCE)
+    return verification.to_json(verification.verify(graph, content, contract, reference=reference))
 
 
 def package(work: Work) -> Facts:
@@ -225,7 +324,6 @@ def benchmark(work: Work) -> Facts:
 def _draw_sample(model: Path, data: Path, split: str, destination: Path) -> None:
     """The split's first pictures with the model's boxes, side by side, equally high."""
     import cv2
-    import numpy as np
 
     from benchmarks.dataset import read_voc
     from deploy.detector import Detector
