@@ -148,7 +148,7 @@ def tucker(work: Work) -> Facts:
     keywords: dict[str, Any] = {"pointwise": settings["pointwise"], "timer": _timer(work)}
     trust = settings["allow_lambda"]
     if settings["weighted"]:
-        layers = candidates(graph, chosen, settings["pointwise"])
+        layers = candidates(graph, chosen, settings["pointwise"], ranks.layers)
         looked = patch_moments(graph, layers, pictures, seed=settings["seed"], allow_lambda=trust)
         with looked as moments:
             result = decompose(graph, chosen, ranks, moments=moments, progress=work.progress, **keywords)

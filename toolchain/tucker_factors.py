@@ -38,7 +38,7 @@ import numpy as np
 
 from toolchain.activations import PatchMoments
 
-#: Sweeps of tensorly's iteration, from the Gram matrices' eigenvectors. The worst kernel, pure noise, comes to 1.001
+#: Sweeps of tensorly's iteration, from the Gram matrices' eigenvectors. The worst kernel, pure noise, comes to 1.0015
 #: of where more end.
 SWEEPS = 3
 #: Weighted: how often first is improved, and steps of conjugate gradients each time. On two detectors that took 0.5 to
