@@ -68,6 +68,9 @@ def device_side_only(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["build", "--schema"],
         ["convert", "a.keras", "--head", "h", "-o", "m"],
         ["inspect", "a.keras"],
+        ["inspect", "a.yaml"],
+        ["inspect", "reference_compressed_1"],
+        ["inspect", "a.cfg", "--sensitivity"],
     ],
 )
 def test_device_side_alone_says_what_to_install(tmp_path: Path, arguments: list[str]) -> None:
@@ -85,6 +88,9 @@ def test_device_side_alone_runs_the_device_commands(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["detections"][0]["label"] == "red"
     assert device_side_only("bench", "latency", str(model), "--runs", "1", "--min-secs", "0").returncode == 0
     assert device_side_only("inspect", str(model)).returncode == 0
+    (tmp_path / "net.cfg").write_text(NET)
+    done = device_side_only("inspect", str(tmp_path / "net.cfg"))
+    assert done.returncode == 0 and "Tucker can split 1 of 3 convolutions: conv_1" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("command", ["build", "convert", "inspect"])
@@ -356,3 +362,111 @@ def test_real_build_and_conversion(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run(*convert) == 0
     assert "generated pictures" in capsys.readouterr().out
     assert read(tmp_path / "alone.tflite")[0] == read(out / "net_float32.tflite")[0]
+
+
+NET = """\
+[net]
+width=32
+height=32
+channels=3
+
+[convolutional]
+batch_normalize=1
+filters=16
+size=3
+stride=2
+pad=1
+activation=leaky
+
+[convolutional]
+batch_normalize=1
+filters=16
+size=3
+stride=1
+pad=1
+activation=leaky
+
+[convolutional]
+filters=14
+size=1
+stride=1
+activation=linear
+
+[yolo]
+mask=0,1
+anchors=4,5, 6,7
+classes=2
+num=2
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    (tmp_path / "net.cfg").write_text(NET)
+    (tmp_path / "net.names").write_text("cat\ndog\n")
+    return tmp_path / "net.cfg"
+
+
+def test_sensitivity_is_shown_drawn_and_written(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names, plot, told = net.with_suffix(".names"), net.with_name("plot.png"), net.with_name("told.json")
+    asked = ("--names", names, "--sensitivity", "--ratio", "0.5", "--plot", plot, "--json", told)
+    assert run("inspect", net, *asked) == 0
+    shown = capsys.readouterr().out
+    assert "drawn ones stand in for them" in shown and "conv_0" in shown and "-50 %" in shown
+    assert cv2.imread(str(plot)) is not None
+    found = json.loads(told.read_text())
+    assert found["drawn_pictures"] is True
+    assert [(row["method"], row["layer"]) for row in found["rows"]] == [
+        ("prune", "conv_0"), ("prune", "conv_1"), ("tucker", "conv_1"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--ratio", "0.5"], 2, "--ratio belongs to --sensitivity"),
+        (["--pictures", "x", "--plot", "y"], 2, "--pictures, --plot belong to --sensitivity"),
+        (["--sensitivity", "--pictures", "x", "--data", "y"], 2, "give one of them"),
+        (["--sensitivity", "--ratio", "1.5"], 1, "between 0 and 1"),
+        (["--sensitivity", "--pictures", "nowhere"], 1, "nowhere"),
+        (["--sensitivity", "--plot", "net.cfg"], 1, "would overwrite"),
+        (["--sensitivity", "--plot", "a.png", "--json", "a.png"], 1, "would overwrite"),
+    ],
+)
+def test_sensitivity_refuses(
+    net: Path, arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(net.parent)
+    assert run("inspect", "net.cfg", *arguments) == code
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert net.read_text() == NET
+
+
+@pytest.mark.slow
+def test_a_recipe_that_compresses_ends_in_verified_files(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every stage for real: Tucker weighted by drawn pictures, pruning corrected with them, both timed."""
+    (net.parent / "photos").mkdir()
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 255, (48, 64, 3), np.uint8)
+        cv2.imwrite(str(net.parent / "photos" / f"{index}.png"), pixels)
+    weights = net.with_suffix(".weights")
+    assert run("inspect", net, "--json", net.with_suffix(".json")) == 0
+    parameters = json.loads(net.with_suffix(".json").read_text())["totals"]["parameters"]
+    values = np.random.default_rng(1).uniform(0.05, 0.4, parameters).astype("<f4")
+    weights.write_bytes(np.array([0, 2, 0], "<i4").tobytes() + np.array([0], "<i8").tobytes() + values.tobytes())
+    (net.parent / "net.yaml").write_text(
+        "name: net\nmodel: {cfg: net.cfg, weights: net.weights, names: net.names}\n"
+        "stages:\n  - tucker: {ranks: {ratio: 0.5}}\n  - prune: {ratio: 0.5, criterion: taylor, multiple: 4}\n"
+        "precisions: [float32]\ncalibration: {pictures: photos, count: 4}\nbenchmark: {runs: 2, min_secs: 0}\n"
+    )
+    assert run("build", net.with_suffix(".yaml"), "--out", net.parent / "out") == 0, capsys.readouterr().err
+    report = json.loads((net.parent / "out" / "report.json").read_text())
+    assert [file["of"] for file in report["files"]] == ["original", "float32"]
+    tucker, prune = (stage for stage in report["stages"] if stage["name"] in ("tucker", "prune"))
+    assert [layer["name"] for layer in tucker["layers"] if layer["ranks"]] == ["conv_1"]
+    assert prune["flops"] < tucker["flops"] < report["stages"][0]["flops"]
+    for file in report["files"]:
+        assert file["verification"]["pictures"] == 4
+    content, contract = read(net.parent / "out" / "net_float32.tflite")
+    assert contract.lineage["stages"] == ["tucker", "prune"]

@@ -70,6 +70,35 @@ def test_layers_totals_and_head_of_a_cfg(cfg: Path) -> None:
     assert "conv_0" in text and f"{trainable + 8:,} parameters" in text and "stride 2: anchors 4x5  6x7" in text
 
 
+def test_what_can_be_compressed(cfg: Path) -> None:
+    found = inspect_model(str(cfg))
+    first, last = found["compression"]["groups"]
+    assert (first["name"], first["channels"], first["reason"]) == ("conv_0", 4, "")
+    assert (last["layers"], last["reason"]) == (["conv_1"], "'conv_1' is an output of the network")
+    reasons = {entry["layer"]: entry["reason"] for entry in found["compression"]["tucker"]}
+    assert "reads the picture" in reasons["conv_0"] and "1x1" in reasons["conv_1"]
+    text = as_text(found)
+    assert "1 of 2 groups can be pruned" in text and "Tucker can split 0 of 2 convolutions: none" in text
+
+
+def test_the_network_of_a_recipe(cfg: Path) -> None:
+    recipe = cfg.with_suffix(".yaml")
+    recipe.write_text(
+        "name: net\nmodel: {yolov4: {backbone: efficientnet-b0, head: lite, labels: [cat], size: [64, 64]}}\n"
+        "precisions: [float32]\n"
+    )
+    found = inspect_model(str(recipe))
+    assert [layer["name"] for layer in found["layers"]][:2] == ["image", "stem_conv_pad"]
+    assert found["labels"] == ["cat"] and len(found["head"]["scales"]) == 3
+    with pytest.raises(InputError, match="names its model's files itself"):
+        inspect_model(str(recipe), recipe)
+
+
+def test_a_head_belongs_to_a_keras_model(cfg: Path) -> None:
+    with pytest.raises(InputError, match="only a Keras model has a HEAD.yaml"):
+        inspect_model(str(cfg), None, None, cfg)
+
+
 def test_without_names_it_still_looks(cfg: Path) -> None:
     assert inspect_model(str(cfg))["totals"]["trainable"] > 0
 

@@ -31,9 +31,9 @@ from toolchain import cache, stages
 from toolchain.cache import Result, Source
 from toolchain.carried import built_in_networks
 from toolchain.code_version import code_version
+from toolchain.nearest import nearest
 from toolchain.recipe import Recipe, RecipeFile
 from toolchain.recipe_stages import GraphStage
-from toolchain.recipe_yaml import nearest
 from toolchain.stages import Facts, Work
 
 

@@ -21,6 +21,7 @@ from benchmarks.cli import bench
 from deploy.cli import detect
 from deploy.command_line import debug_option, json_option, refuse_to_overwrite, write_atomically, write_json
 from deploy.errors import InputError
+from toolchain.carried import carried_recipes
 
 if TYPE_CHECKING:
     from toolchain.build import Watch
@@ -233,6 +234,8 @@ def inspect(
     """
     if Path(model).suffix.lower() in (".keras", ".h5", ".hdf5"):
         _need("inspect", ("tensorflow",))
+    if Path(model).suffix.lower() in (".yaml", ".yml") or model in carried_recipes():
+        _need("inspect", ("pydantic", "yaml"))
     if not sensitivity:
         asked = {"--pictures": pictures, "--data": data, "--ratio": ratios, "--plot": plot}
         if given := [option for option, value in asked.items() if value]:

@@ -42,7 +42,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from deploy.contract import ROLES, Input, Role, Scale, YoloHead
 from deploy.errors import GraphError, InputError
 from toolchain.graph import Graph, Node, reachable, replace_nodes
-from toolchain.recipe_yaml import nearest, read_yaml
+from toolchain.nearest import nearest
+from toolchain.recipe_yaml import read_yaml
 from toolchain.shape_rules import Shape
 from toolchain.shapes import shapes
 

@@ -20,11 +20,8 @@ from typing import Literal
 from benchmarks.alternate import alternate
 from deploy.errors import GraphError, InputError, SlimdetError
 from toolchain import child_process
-from toolchain.convert import float_tflite
 from toolchain.graph import Graph, plain
 from toolchain.graph_file import load, save
-from toolchain.lower import lower_layers
-from toolchain.quantize import quantized, same_ranges
 
 #: Of one pair: least number of rounds, least seconds of them, where they end, and seconds of rounds before that are not
 #: counted. A layer of some 10 microseconds to some 100 milliseconds gets a steady median of it.
@@ -102,6 +99,9 @@ def _time_pairs(
     pairs: Sequence[Candidate], precision: str, threads: int, progress: Callable[[float, float], None] | None
 ) -> list[tuple[float, float]]:
     """Milliseconds before and after of each pair, in their order."""
+    # Of the build side, which the types above do not need: a device that lists layers has none of it.
+    from toolchain.lower import lower_layers
+
     with child_process.folder() as place:
         for index, pair in enumerate(pairs):
             for side, graph in (("before", pair.before), ("after", pair.after)):
@@ -158,6 +158,9 @@ def time_pairs(folder: str, names: Sequence[str], told: str, precision: str, thr
 
 
 def _tflite(path: Path, precision: str) -> bytes:
+    from toolchain.convert import float_tflite
+    from toolchain.quantize import quantized, same_ranges
+
     graph = load(path)
     path.unlink()  # all the layers of a network take as much room as the network
     (entry,) = (node for node in graph.nodes if node.op == "InputLayer")

@@ -24,8 +24,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from deploy.errors import InputError
 from toolchain.carried import built_in_networks, carried_recipes
+from toolchain.nearest import nearest
 from toolchain.recipe_stages import GraphStage, Impossible, Seed, Settings
-from toolchain.recipe_yaml import Places, nearest, read_yaml
+from toolchain.recipe_yaml import Places, read_yaml
 
 Precision = Literal["float32", "float16", "dynamic", "int8"]
 

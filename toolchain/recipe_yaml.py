@@ -7,7 +7,6 @@ says is then judged by others, who ask here for the place of what they refuse.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,12 +72,6 @@ def read_yaml(path: Path) -> tuple[bytes, Any, Places]:
             f"{path}: expected a mapping of keys to values, got {type(value).__name__}; see `slimdet build --schema`"
         )
     return content, value, Places(places)
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the known word that is nearest, or nothing where none is near."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _check_events(text: str, path: Path) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from deploy.errors import InputError
 from toolchain.graph import Graph
-from toolchain.recipe_yaml import nearest
+from toolchain.nearest import nearest
 
 #: Longer regular expressions are no names any more.
 _LONGEST = 500

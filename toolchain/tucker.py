@@ -21,9 +21,9 @@ from toolchain.activations import PatchMoments
 from toolchain.cost import cost, node_costs
 from toolchain.graph import Graph, Node, owner, replace_layers
 from toolchain.layer_timing import Candidate
+from toolchain.nearest import nearest
 from toolchain.pass_report import LayerReport, PassResult
 from toolchain.ranks import Ranks, layer_ranks
-from toolchain.recipe_yaml import nearest
 from toolchain.shapes import shapes
 from toolchain.tucker_factors import Factors, factorize, unfold
 
