@@ -456,3 +456,10 @@ def test_stages_before_the_compression_belong_to_the_original(place: Path) -> No
     assert "trained 1" in text and '"stages": ["train"]' in text
     text = (place / "out" / "net_float32.tflite").read_text()
     assert '"stages": ["train", "prune"]' in text
+
+
+def test_every_stage_is_told_with_the_network_that_it_worked_on(place: Path) -> None:
+    (place / "recipe.yaml").write_text(COMPRESSED)
+    flops = {stage["name"]: stage["flops"] for stage in run(place)["stages"]}
+    assert flops["load"] == flops["convert original"] == flops["benchmark original"] == 2_000_000
+    assert flops["prune"] == flops["convert"] == flops["benchmark float32"] == 500_000

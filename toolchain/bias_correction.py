@@ -54,7 +54,7 @@ def correct_biases(graph: Graph, pruned: Graph, channels: Channels, removed: Seq
         source = node.inputs[0]
         average = _checked(averages, source, len(gone[source]))
         lost = lost_mean(node, np.where(gone[source], average, 0.0), extents[source], extents[node.name])
-        _give_back(pruned, node.name, lost[~gone[node.name]], len(extents[node.name]), changed)
+        give_back(pruned, node.name, lost[~gone[node.name]], len(extents[node.name]), changed)
     return dataclasses.replace(pruned, nodes=tuple(changed.get(node.name, node) for node in pruned.nodes))
 
 
@@ -89,7 +89,7 @@ def _checked(averages: Mapping[str, np.ndarray], node: str, channels: int) -> np
     return average
 
 
-def _give_back(graph: Graph, name: str, lost: np.ndarray, rank: int, changed: dict[str, Node]) -> None:
+def give_back(graph: Graph, name: str, lost: np.ndarray, rank: int, changed: dict[str, Node]) -> None:
     node = changed.get(name, graph.by_name[name])
     norms = following_batch_norms(graph, name, rank)
     linear = node.attributes.get("activation") in (None, "linear")

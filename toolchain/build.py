@@ -389,11 +389,16 @@ def _report(
     Whether a job ran in this very build is told in it and no part of what it depends on: a build in which nothing ran
     leaves the report as it was.
     """
-    entries, model = [], {}
+    entries: list[dict[str, Any]] = []
+    model: dict[str, Any] = {}
+    original: dict[str, Any] = {}
     for job, result in jobs.done.items():
+        if job.split()[0] in COMPRESSING:
+            original = original or model
         if "trainable" in result.facts:
             model = {key: result.facts[key] for key in ("trainable", "non_trainable", "flops", "flops_unknown")}
-        entries.append({"name": job, **model, "seconds": result.seconds, "reason": result.reason})
+        of = original if job.endswith(" original") else model
+        entries.append({"name": job, **of, "seconds": result.seconds, "reason": result.reason})
         if job.split()[0] in ("load", *COMPRESSING):
             entries[-1] |= {key: result.facts[key] for key in ("layers", "notes") if key in result.facts}
     settings = {

@@ -167,6 +167,7 @@ def prune(work: Work) -> Facts:
     from toolchain.batch_norm_correction import corrected_batch_norms
     from toolchain.channels import analyse
     from toolchain.criteria import scored_nodes
+    from toolchain.least_squares_correction import folded, readers
     from toolchain.prune import Pruning
     from toolchain.prune import prune as prune_channels
     from toolchain.scope import select
@@ -192,6 +193,9 @@ def prune(work: Work) -> Facts:
     changed = result.graph
     if correct:
         kept, told = result.kept, work.progress
+        layers = readers(graph, kept)
+        with activations.patch_moments(graph, layers, pictures, seed=settings["seed"], allow_lambda=trust) as moments:
+            changed = folded(graph, changed, kept, moments)
         changed = corrected_batch_norms(graph, changed, pictures, kept=kept, allow_lambda=trust, progress=told)
     return {**_save(changed, work.out), **to_json(result)}
 

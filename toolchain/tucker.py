@@ -4,7 +4,8 @@
     NAME_tucker_1   k x k with NAME's strides, padding and dilation, no bias
     NAME_tucker_2   1x1 with NAME's activation, and a bias whether NAME has one or not
 The algebra is in tucker_factors.py, the ranks are in ranks.py. With moments of what the layers read the error of their
-outputs is least, and the bias makes up for what their means lose. A batch norm behind it takes it in at conversion.
+outputs is least, as the batch norm behind them scales it, and the bias makes up for what their means lose. A batch norm
+behind it takes it in at conversion.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from deploy.errors import GraphError, InputError
 from toolchain.activations import PatchMoments
 from toolchain.cost import cost, node_costs
+from toolchain.criteria import following_batch_norms
 from toolchain.graph import Graph, Node, owner, replace_layers
 from toolchain.layer_timing import Candidate
 from toolchain.nearest import nearest
@@ -189,7 +191,8 @@ def _split(graph: Graph, node: Node, shape: tuple[int, ...], ranks: Ranks, momen
         raise GraphError(f"weights are finite: {node.name!r} has some that are not; read or train it again")
     if ranks.only_layers and node.name not in ranks.layers:
         return "no ranks are given for it"
-    unfolded = functools.cache(lambda: unfold(kernel, None if moments is None else moments(node.name)))
+    scale = np.ones(kernel.shape[3]) if moments is None else _scale_behind(graph, node)
+    unfolded = functools.cache(lambda: unfold(kernel * scale, None if moments is None else moments(node.name)))
     pair = layer_ranks(ranks, node.name, kernel.shape, lambda: (unfolded().of_input, unfolded().of_output))
     before = _alone((node,), shape)
     if node.name not in ranks.layers:
@@ -197,10 +200,24 @@ def _split(graph: Graph, node: Node, shape: tuple[int, ...], ranks: Ranks, momen
         if reason:
             return reason
     factors = factorize(unfolded(), pair)
+    factors = dataclasses.replace(factors, last=factors.last / scale[:, None])
     if factors.lost_mean is not None:
-        bias = (bias + factors.lost_mean).astype(np.float32)
+        bias = (bias + factors.lost_mean / scale).astype(np.float32)
     chain = _chain(node, factors, bias)
     return _Split(chain, pair, factors.error, Candidate(node.name, before, _alone(chain, shape)))
+
+
+def _scale_behind(graph: Graph, node: Node) -> np.ndarray:
+    """(cout,): what a batch norm that alone reads the layer multiplies each channel with, so that errors count as they
+    are passed on; 1 where there is none. A channel that is nearly switched off still counts a little."""
+    norms = following_batch_norms(graph, node.name, 3)
+    if node.name in graph.outputs or len(graph.readers[node.name]) != 1 or not norms:
+        return np.ones(node.weights["kernel"].shape[3])
+    weights = norms[0].weights
+    epsilon = float(norms[0].attributes.get("epsilon", 1e-3))
+    gamma = weights.get("gamma", np.ones(1))
+    scale = np.abs(gamma.astype(np.float64)) / np.sqrt(weights["moving_variance"].astype(np.float64) + epsilon)
+    return np.asarray(np.maximum(scale, 1e-3 * scale.max())) if scale.any() else np.ones_like(scale)
 
 
 def _chain(node: Node, factors: Factors, bias: np.ndarray) -> tuple[Node, ...]:
