@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_network import Layers
 
 from deploy.contract import Scale, YoloHead
 from deploy.errors import GraphError, InputError
@@ -379,3 +380,24 @@ def test_full_rank_on_real_networks(real_data: Path, name: str) -> None:
     for before, after in zip(_run(graph, picture), _run(result.graph, picture), strict=True):
         # The published measure for 35 layers, on networks of 7 and of 21.
         assert np.linalg.norm(after - before) / np.linalg.norm(before) < 5.5e-5
+
+
+def test_errors_count_as_the_batch_norm_passes_them_on() -> None:
+    """Where a batch norm all but switches half of the channels off, the ranks go to the other half."""
+    net = Layers(8)
+    net.conv("conv", "image", 3, 16)
+    net.conv("wide", "conv", 16, 16)
+    net.norm("wide_bn", "wide", 16)
+    gamma = np.repeat(np.float32([1, 1e-2]), 8)
+    net.nodes[-1] = dataclasses.replace(net.nodes[-1], weights={**net.nodes[-1].weights, "gamma": gamma})
+    net.conv("last", "wide_bn", 16, 4)
+    graph = Graph("net", tuple(net.nodes), ("last",))
+    patches = np.random.default_rng(1).normal(0, 1, (4000, 9 * 16))
+    moments = PatchMoments(patches.mean(0), (patches.T @ patches / 4000).astype(np.float32), 4000)
+    ranks = Ranks(layers={"wide": (8, 8)})
+    found = decompose(graph, ["wide"], ranks, moments=lambda _: moments).graph
+    first, core, last = (found.by_name[f"wide_tucker_{index}"].weights["kernel"] for index in range(3))
+    kernel = (first[0, 0] @ core @ last[0, 0]).reshape(-1, 16)
+    whole = graph.by_name["wide"].weights["kernel"].reshape(-1, 16)
+    errors = np.linalg.norm(patches @ (kernel - whole), axis=0) / np.linalg.norm(patches @ whole, axis=0)
+    assert errors[:8].max() < errors[8:].min()
