@@ -2,8 +2,8 @@
 
 The groups in which channels can go are those of channels.py, the filters' scores those of criteria.py, the choice is
 that of pruning_cuts.py. With a timer a group loses its channels only where the layers that make it get faster; with the
-means of the network's own outputs on pictures the readers' biases are corrected (bias_correction.py). Batch norms'
-statistics are not corrected here: batch_norm_correction.py does that.
+means of the network's own outputs on pictures the readers' biases are corrected (bias_correction.py). What a
+recipe's stage does after that stands in least_squares_correction.py and batch_norm_correction.py.
 """
 
 from __future__ import annotations

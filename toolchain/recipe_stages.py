@@ -116,8 +116,8 @@ class Prune(Scope):
     multiple: Annotated[int, Field(ge=1, le=1024)] = 8
     """Channels end on a multiple of it, which the kernels like."""
     correct: bool | None = None
-    """Make up for the removed channels with biases and batch norm statistics measured on the calibration's pictures.
-    Without it: where the recipe has such pictures."""
+    """Make up for the removed channels with those that stay, biases and batch norm statistics, by what the network
+    computes on the calibration's pictures. Without it: where the recipe has such pictures."""
     keep_if_faster: _Timed = None
     """Narrow layers only where that makes them faster on the interpreter, timed in this precision."""
     seed: Seed = 1
