@@ -1,4 +1,4 @@
-"""Measures the mean average precision of a .tflite on a labelled data set in VOC layout, as the device computes it.
+"""Measures the mean average precision of a .tflite on a labelled data set, as the device computes it.
 
 Pictures are decoded in a thread of their own while the model runs on the ones before; few wait at a time, so memory
 stays bounded. Pre-processing, decoding and NMS are those of `deploy`.
@@ -6,8 +6,9 @@ stays bounded. Pre-processing, decoding and NMS are those of `deploy`.
 Coordinates. A detection's pixel i covers i to i + 1; VOC counts pixels from 1. For `voc07`, `voc` and `darknet`
 detections are moved by +1, as darknet's own `detector valid` does it for the devkit, and as its voc_label.py does it
 to the truth the other way round; no other choice meets the reference figures. For `coco` truths become [xmin - 1,
-ymin - 1, xmax, ymax], the pixels' outer edges. Detections are scored as the network gives them, not cut at the
-picture's border (darknet's `detector map` does not either; cutting gains some 0.1 to 0.6 points).
+ymin - 1, xmax, ymax], the pixels' outer edges: of data in COCO layout the very boxes that they name. Detections are
+scored as the network gives them, not cut at the picture's border (darknet's `detector map` does not either; cutting
+gains some 0.1 to 0.6 points).
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from benchmarks.annotations import Dataset, Picture, Skipped, fit_boxes
 from benchmarks.classes import Matching, match_classes
 from benchmarks.coco_metric import coco_precisions
-from benchmarks.dataset import Dataset, Picture, Skipped, fit_boxes, read_voc
+from benchmarks.dataset import read_dataset
 from benchmarks.environment import environment
 from benchmarks.voc_metric import Found, Truths, average_precisions
 from deploy.detections import Detections
@@ -67,9 +69,10 @@ class _Seen:
 def measure_accuracy(
     model: Path,
     data: Path,
-    split: str,
+    split: str | None,
     protocol: str,
     *,
+    names: tuple[str, ...] = (),
     backend: str = "cpu",
     threads: int = 1,
     conf: float = 0.005,
@@ -80,8 +83,9 @@ def measure_accuracy(
     that the figure depends on. `map` is at IoU 0.5, for coco the mean over .50:.05:.95 with `map50` and `map75`
     beside it.
 
-    Only classes that model and data share are scored, and of these only those with a truth. conf: least score, 0..1.
-    iou: of the suppression, 0..1. progress is called with the pictures done and their total.
+    data, split and names: see read_dataset. Only classes that model and data share are scored, and of these only those
+    with a truth. conf: least score, 0..1. iou: of the suppression, 0..1. progress is called with the pictures done and
+    their total.
 
     Raises InputError for a protocol, data set or model that cannot be used, BackendError for the backend. A single
     picture that cannot be used is left out, of the truth as well, and listed under `skipped`.
@@ -89,12 +93,12 @@ def measure_accuracy(
     start = time.perf_counter()
     if protocol not in PROTOCOLS:
         raise InputError(f"a protocol is one of {', '.join(PROTOCOLS)}, not {protocol!r}")
-    dataset = read_voc(data, split)
+    dataset = read_dataset(data, split, names)
     detector = Detector(model, backend, threads, conf=conf, iou=iou, limit=LIMIT)
     matching = _matched(detector.contract.labels, dataset)
     seen = _look(dataset, functools.partial(_detect, detector), progress)
     metric_start = time.perf_counter()
-    truths, found = _scorable(seen, dataset, matching, f"{split!r} in {data}")
+    truths, found = _scorable(seen, dataset, matching, _place(data, split))
     scores = _score(truths, found, len(seen.found), len(dataset.names), protocol)
     end = time.perf_counter()
     seconds = {**seen.seconds, "metric_s": end - metric_start, "wall_s": end - start}
@@ -115,14 +119,20 @@ def measure_accuracy(
 
 
 def mean_average_precision(
-    labels: tuple[str, ...], detect: Callable[[np.ndarray], Detections], data: Path, split: str, protocol: Protocol
+    labels: tuple[str, ...],
+    detect: Callable[[np.ndarray], Detections],
+    data: Path,
+    split: str | None,
+    protocol: Protocol,
+    *,
+    names: tuple[str, ...] = (),
 ) -> float:
     """The mAP, 0 to 1, of anything that detects: see measure_accuracy. detect takes uint8 BGR pixels (h, w, 3) and
     gives detections in the picture's own pixels, not cut at its border, with indices of labels."""
-    dataset = read_voc(data, split)
+    dataset = read_dataset(data, split, names)
     matching = _matched(labels, dataset)
     seen = _look(dataset, lambda pixels, _: detect(pixels), None)
-    truths, found = _scorable(seen, dataset, matching, f"{split!r} in {data}")
+    truths, found = _scorable(seen, dataset, matching, _place(data, split))
     figures = _figures(_score(truths, found, len(seen.found), len(dataset.names), protocol), dataset.names, matching)
     value: float = figures["map"]
     return value
@@ -276,7 +286,7 @@ def _left_out(seen: _Seen, dataset: Dataset, matching: Matching) -> dict[str, An
     }
 
 
-def _settings(model: Path, data: Path, split: str, detector: Detector) -> dict[str, Any]:
+def _settings(model: Path, data: Path, split: str | None, detector: Detector) -> dict[str, Any]:
     contract = detector.contract
     return {
         "model": str(model),
@@ -291,6 +301,10 @@ def _settings(model: Path, data: Path, split: str, detector: Detector) -> dict[s
         "backend": detector.model.backend,
         "threads": detector.model.threads,
     }
+
+
+def _place(data: Path, split: str | None) -> str:
+    return f"all of {data}" if split is None else f"{split!r} in {data}"
 
 
 def _some(names: tuple[str, ...], most: int = 5) -> str:

@@ -63,12 +63,24 @@ def bench() -> None:
 @MODEL
 @click.option(
     "--data",
-    metavar="VOCDIR",
+    metavar="DIR",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder in VOC layout: ImageSets/Main, Annotations, JPEGImages.",
+    help="Folder in the layout of VOC, COCO or YOLO.",
 )
-@click.option("--split", default="test", show_default=True, help="Name of the list in ImageSets/Main.")
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    help="Of VOC a list in ImageSets/Main, of COCO annotations/instances_SPLIT.json, of YOLO images/SPLIT or "
+    'SPLIT.txt. Empty ("") for all pictures.',
+)
+@click.option(
+    "--names",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Of YOLO data that do not name their classes: the names, one a line.",
+)
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
@@ -100,6 +112,7 @@ def accuracy(
     model: Path,
     data: Path,
     split: str,
+    names: Path | None,
     protocol: str,
     json_file: str | None,
     backend: str,
@@ -107,7 +120,7 @@ def accuracy(
     conf: float,
     iou: float,
 ) -> None:
-    """Measures the mAP of a .tflite on labelled pictures in VOC layout.
+    """Measures the mAP of a .tflite on labelled pictures.
 
     Classes are matched by name, VOC's and COCO's synonyms included; what has no partner is listed and not scored. A
     picture that cannot be read is left out, of the truth as well, and listed.
@@ -115,17 +128,19 @@ def accuracy(
     \b
     Example:
       slimdet bench accuracy yolo_int8.tflite --data VOCdevkit/VOC2007 --split test --protocol voc07
-      slimdet bench accuracy yolo_int8.tflite --data VOC2007 --protocol coco --json accuracy.json
+      slimdet bench accuracy yolo_int8.tflite --data coco --split val2017 --protocol coco --json accuracy.json
     """
     _silence_opencv()
     # numpy, OpenCV and the interpreter load here, so that --help is there at once.
     from benchmarks.accuracy import measure_accuracy
+    from benchmarks.yolo_dataset import read_names
 
     result = measure_accuracy(
         model,
         data,
-        split,
+        split or None,
         protocol,
+        names=read_names(names) if names else (),
         backend=backend,
         threads=threads,
         conf=conf,

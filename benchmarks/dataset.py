@@ -1,232 +1,54 @@
-"""Reads a labelled data set in the layout of Pascal VOC.
+"""Reads a labelled data set, in whichever of three layouts it is.
 
-    FOLDER/ImageSets/Main/<split>.txt   one picture's id a line; what follows the id (VOC's -1, 0, 1 flags) is ignored
-    FOLDER/Annotations/<id>.xml
-    FOLDER/JPEGImages/<id>.jpg          or another suffix of SUFFIXES, or the name that the XML gives
+| layout | told by | module |
+|---|---|---|
+| Pascal VOC | ImageSets/Main, or Annotations and JPEGImages | `voc_dataset.py` |
+| COCO | annotations/instances_<split>.json | `coco_dataset.py` |
+| YOLO | images and labels, or a list <split>.txt | `yolo_dataset.py` |
 
-Coordinates are VOC's: pixels counted from 1, both ends included. The files may come from strangers: an XML with a
-document type (the carrier of entity bombs and external entities) is refused, and so is an id or file name that leads
-out of the folder.
-
-A picture that cannot be used is left out of pictures and truth alike, and told with the reason in `Dataset.skipped`.
+A folder that fits several is read as the first of them: COCO's annotations say more than YOLO labels made of them.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from pathlib import Path
-from xml.etree import ElementTree
 
-import numpy as np
-
+from benchmarks.annotations import Dataset
+from benchmarks.coco_dataset import read_coco
+from benchmarks.coco_dataset import splits as coco_splits
+from benchmarks.voc_dataset import is_voc, read_voc
+from benchmarks.yolo_dataset import is_yolo, read_yolo
 from deploy.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
-
-#: Largest XML and largest list of ids that are read, in bytes: some hundred times what real ones have.
-XML_LIMIT, SPLIT_LIMIT = 4 << 20, 64 << 20
-
-#: No picture is as large as that; a coordinate beyond it is damage.
-COORDINATE_LIMIT = 1e6
+__all__ = ["read_dataset", "read_voc"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Annotation:
-    """What one XML file says, n objects."""
+def read_dataset(folder: Path, split: str | None, names: tuple[str, ...] = ()) -> Dataset:
+    """The pictures of a split and what they show, in VOC's way of counting pixels. split None: all that there are.
 
-    #: (width, height) of the picture in pixels, None where it does not say.
-    size: tuple[int, int] | None
-    #: File name of the picture, "" where it does not say.
-    filename: str
-    #: Class name of each object.
-    names: tuple[str, ...]
-    #: float64 (n, 4): xmin, ymin, xmax, ymax as they stand.
-    boxes: np.ndarray
-    #: bool (n,)
-    difficult: np.ndarray
+    names: of the classes of a data set in YOLO layout that does not name them itself, in their order.
 
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """One usable picture of the split and its annotation."""
-
-    id: str
-    path: Path
-    annotation: Annotation
-
-
-@dataclasses.dataclass(frozen=True)
-class Skipped:
-    """A picture that is not counted, and why."""
-
-    id: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A split in the order of its list."""
-
-    pictures: tuple[Picture, ...]
-    skipped: tuple[Skipped, ...]
-    #: Every class name that an annotation uses, sorted.
-    names: tuple[str, ...]
-
-
-def read_voc(folder: Path, split: str) -> Dataset:
-    """Reads the split's annotations and finds its pictures, without opening them.
-
-    Raises InputError when the folder has no VOC layout, the split is missing, empty or names something outside the
-    folder, or no picture of it is usable.
+    Raises InputError for a folder in none of the layouts, and as the layout's own reader does.
     """
-    pictures: list[Picture] = []
-    skipped: list[Skipped] = []
-    seen: set[str] = set()
-    for picture_id in read_split(folder, split):
-        if picture_id in seen:
-            skipped.append(Skipped(picture_id, "stands more than once in the split; counted once"))
-            continue
-        seen.add(picture_id)
-        try:
-            annotation = parse_annotation(_content(folder / "Annotations" / f"{picture_id}.xml"))
-            pictures.append(
-                Picture(picture_id, _picture_path(folder / "JPEGImages", picture_id, annotation), annotation)
-            )
-        except InputError as error:
-            skipped.append(Skipped(picture_id, str(error)))
-    if not pictures:
-        raise InputError(
-            f"a split has at least one usable picture: all {len(skipped)} of {split!r} in {folder} are not, "
-            f"the first ({skipped[0].id}) because {skipped[0].reason}; check the folder"
-        )
-    names = sorted({name for picture in pictures for name in picture.annotation.names})
-    return Dataset(tuple(pictures), tuple(skipped), tuple(names))
+    if is_voc(folder):
+        return read_voc(folder, split)
+    if coco_splits(folder):
+        return read_coco(folder, split)
+    if is_yolo(folder, split) or is_yolo(folder, None):
+        return read_yolo(folder, split, names)
+    if not folder.is_dir():
+        raise InputError(f"labelled data are in a folder: there is no {folder}; check the path")
+    raise InputError(
+        f"labelled data are in VOC layout (ImageSets/Main, or Annotations and JPEGImages), in COCO's "
+        f"(annotations/instances_<split>.json), or in YOLO's (images and labels, or <split>.txt): {folder} has none of "
+        f"these{_hint(folder)}"
+    )
 
 
-def read_split(folder: Path, split: str) -> list[str]:
-    """The ids of a split, in order. Raises InputError as read_voc does."""
-    lists = folder / "ImageSets" / "Main"
-    if not lists.is_dir():
-        nested = sorted(place.parents[1].name for place in folder.glob("*/ImageSets/Main"))
-        hint = f"; did you mean its folder {nested[0]}?" if nested else ""
-        raise InputError(
-            f"data in VOC layout have ImageSets/Main, Annotations and JPEGImages: {lists} is missing{hint}"
-        )
-    path = lists / f"{split}.txt"
-    if not _is_plain_name(split) or not path.is_file():
-        existing = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))) or "none"
-        raise InputError(f"a split is a list in {lists}: there is no {split!r}; existing: {existing}")
-    if path.stat().st_size > SPLIT_LIMIT:
-        raise InputError(f"a list of ids has at most {SPLIT_LIMIT >> 20} MB: {path} is larger; is it a list?")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"a split is a text file of picture ids: {path} is not text; write one id a line") from error
-    ids = [line.split()[0] for line in lines if line.strip()]
-    if not ids:
-        raise InputError(f"a split lists at least one picture: {path} is empty; write one id a line")
-    for number, picture_id in enumerate(ids, 1):
-        if not _is_plain_name(picture_id):
-            raise InputError(
-                f"a picture's id is a plain file name: {picture_id!r}, entry {number} of {path}, leads elsewhere"
-            )
-    return ids
+def _hint(folder: Path) -> str:
+    nested = [place.name for place in sorted(folder.iterdir()) if place.is_dir() and _is_any(place)]
+    return f"; did you mean its folder {nested[0]}?" if nested else "; name the folder that has"
 
 
-class _NoDocumentType(ElementTree.TreeBuilder):
-    """Builds the tree and refuses a document type, before any entity that it declares could be used."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise InputError("its XML declares a document type, which annotations do not need and attacks do")
-
-
-def parse_annotation(content: bytes) -> Annotation:
-    """Reads the text of an annotation. Raises InputError with the reason, one clause."""
-    try:
-        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_NoDocumentType()))
-    # LookupError comes of an encoding that Python does not know.
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise InputError(f"its XML cannot be read: {error}") from error
-    if root.tag != "annotation":
-        raise InputError(f"its XML is no annotation but <{root.tag[:40]}>")
-    objects = root.findall("object")
-    boxes = np.array([_box(item) for item in objects], np.float64).reshape(-1, 4)
-    names = tuple(_class_name(item) for item in objects)
-    difficult = np.array([_is_difficult(item) for item in objects], bool)
-    return Annotation(_size(root), (root.findtext("filename") or "").strip(), names, boxes, difficult)
-
-
-def fit_boxes(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Clips boxes to a picture of that many pixels.
-
-    boxes: (n, 4) xmin, ymin, xmax, ymax. Returns the boxes, a mask (n,) of those to keep, and how many of them were
-    clipped. Not kept are boxes that lie outside altogether, or end before they begin. 0 is let pass beside VOC's 1,
-    since many tools count from 0.
-    """
-    limits = np.array([width, height, width, height], np.float64)
-    clipped = np.clip(boxes, 0, limits)
-    inside = (boxes[:, :2] <= limits[:2]).all(axis=1) & (boxes[:, 2:] >= 0).all(axis=1)
-    keep = inside & (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)
-    return clipped, np.asarray(keep), int(((clipped != boxes).any(axis=1) & keep).sum())
-
-
-def _is_plain_name(name: str) -> bool:
-    """Whether a name stays in its folder, and does nothing to a terminal."""
-    return name.isprintable() and name not in ("", ".", "..") and not set(name) & set("/\\:")
-
-
-def _content(path: Path) -> bytes:
-    if not path.is_file():
-        raise InputError(f"its annotation {path.name} is missing")
-    if path.stat().st_size > XML_LIMIT:
-        raise InputError(f"its annotation {path.name} is larger than {XML_LIMIT >> 20} MB")
-    return path.read_bytes()
-
-
-def _picture_path(folder: Path, picture_id: str, annotation: Annotation) -> Path:
-    for suffix in SUFFIXES:
-        path = folder / f"{picture_id}{suffix}"
-        if path.is_file():
-            return path
-    name = annotation.filename
-    if name and not _is_plain_name(name):
-        raise InputError(f"its XML names the file {name[:80]!r}, which leads out of the folder")
-    if name and (folder / name).is_file():
-        return folder / name
-    raise InputError(f"its picture {picture_id}.jpg is missing")
-
-
-def _size(root: ElementTree.Element) -> tuple[int, int] | None:
-    width, height = (root.findtext(f"size/{side}") or "0" for side in ("width", "height"))
-    if not (width.strip().isdecimal() and height.strip().isdecimal()) or len(width) + len(height) > 20:
-        return None
-    return (int(width), int(height)) if int(width) and int(height) else None
-
-
-def _class_name(item: ElementTree.Element) -> str:
-    name = " ".join((item.findtext("name") or "").split())
-    if not name:
-        raise InputError("an object in its XML has no name")
-    return name
-
-
-def _is_difficult(item: ElementTree.Element) -> bool:
-    text = (item.findtext("difficult") or "0").strip()
-    if text not in ("0", "1"):
-        raise InputError(f"an object's difficult in its XML is 0 or 1, not {text[:20]!r}")
-    return text == "1"
-
-
-def _box(item: ElementTree.Element) -> list[float]:
-    corners = []
-    for side in ("xmin", "ymin", "xmax", "ymax"):
-        text = item.findtext(f"bndbox/{side}") or ""
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not abs(value) <= COORDINATE_LIMIT:  # false for NaN too
-            raise InputError(f"an object's {side} in its XML is a number of pixels, not {text[:20]!r}")
-        corners.append(value)
-    return corners
+def _is_any(folder: Path) -> bool:
+    return is_voc(folder) or bool(coco_splits(folder)) or is_yolo(folder, None)

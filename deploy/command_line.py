@@ -129,7 +129,7 @@ def exit_code(command: click.Command, name: str, arguments: list[str]) -> int:
         error.show()
         return 2
     except (click.Abort, KeyboardInterrupt) as error:
-        cause, sentence = error, "interrupted; what was finished before is kept"
+        cause, sentence = error, f"interrupted; {str(error) or 'what was finished before is kept'}"
     except click.ClickException as error:
         cause, sentence = error, error.format_message()
     except BrokenPipeError:

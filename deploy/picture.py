@@ -25,6 +25,11 @@ _MOST_BYTES = 512 * 2**20
 #: All that Pillow's readers are known to raise on damaged files.
 _PILLOW_ERRORS = (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, OverflowError, struct.error)
 
+#: EXIF's tag of how the camera was held, and those of its values that are a quarter turn.
+_ORIENTATION, _LYING = 0x0112, frozenset({5, 6, 7, 8})
+#: Pillow's names of the formats whose orientation OpenCV follows. Of a TIFF Pillow gives the upright size itself.
+_TURNED_BY_OPENCV = frozenset({"JPEG", "MPO", "PNG", "WEBP"})
+
 
 def read_picture(path: Path | str) -> np.ndarray:
     """uint8 (h, w, 3), BGR, 0..255, turned as its EXIF orientation says. Grey becomes three equal channels,
@@ -34,21 +39,30 @@ def read_picture(path: Path | str) -> np.ndarray:
     Raises InputError for a file that is missing, empty, cut short, larger than MOST_PIXELS, or no picture.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    if not content:
-        raise InputError(f"{path} is empty (0 bytes); copy the picture anew")
-    if len(content) > _MOST_BYTES:
-        raise InputError(f"a picture has at most {_MOST_BYTES >> 20} MiB, but {path} has more; make it smaller")
+    content = _content(path)
     _check_header(path, content)
     try:
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
         picture = None
     return _decode_with_pillow(path, content) if picture is None else picture
+
+
+def picture_size(path: Path | str) -> tuple[int, int]:
+    """(width, height) that read_picture gives the picture, from its header alone: nothing is decoded.
+
+    Raises InputError as read_picture does, but for damage that only decoding brings to light.
+    """
+    path = Path(path)
+    content = _content(path)
+    _check_header(path, content)
+    with _pillow(content) as header:
+        width, height = header.size
+        try:
+            lies = header.format in _TURNED_BY_OPENCV and header.getexif().get(_ORIENTATION) in _LYING
+        except _PILLOW_ERRORS:
+            lies = False  # OpenCV passes over a damaged orientation too
+    return (height, width) if lies else (width, height)
 
 
 def to_bgr(picture: np.ndarray) -> np.ndarray:
@@ -68,6 +82,19 @@ def to_bgr(picture: np.ndarray) -> np.ndarray:
         "a picture is uint8 (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) and not empty, "
         f"not {picture.dtype} {picture.shape}; convert it"
     )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    if not content:
+        raise InputError(f"{path} is empty (0 bytes); copy the picture anew")
+    if len(content) > _MOST_BYTES:
+        raise InputError(f"a picture has at most {_MOST_BYTES >> 20} MiB, but {path} has more; make it smaller")
+    return content
 
 
 def _check_header(path: Path, content: bytes) -> None:

@@ -16,9 +16,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from toolchain import build, stages
+from toolchain import build, jobs, stages
+from toolchain.jobs import Stage
 from toolchain.recipe import read_recipe
-from toolchain.stages import Facts, Work
+from toolchain.stage_work import GRAPH, KEPT, SCENES, Facts, Work
 
 #: Where each run is noted, a line "stage" each; a stage named by STOP_IN writes half of its file and waits for ever.
 LOG, STOP_IN = "SLIMDET_TEST_LOG", "SLIMDET_TEST_STOP_IN"
@@ -40,28 +41,60 @@ def _write(work: Work, stage: str, name: str, content: str) -> None:
 
 def load(work: Work) -> Facts:
     content = "".join(work.path(name).read_text() for name in sorted(work.inputs))
-    _write(work, "load", stages.GRAPH, json.dumps([content, work.settings["resize"]]))
+    _write(work, "load", GRAPH, json.dumps([content, work.settings["resize"]]))
     return {**COUNTS, "model": "fake", "input": [64, 64], "classes": 2}
 
 
 def scenes(work: Work) -> Facts:
-    _write(work, "scenes", f"{stages.SCENES}/ImageSets/Main/test.txt", "test_0\n")
+    _write(work, "scenes", f"{SCENES}/ImageSets/Main/test.txt", "test_0\n")
     for index in range(work.settings["splits"]["train"]):
-        (work.out / stages.SCENES / "JPEGImages").mkdir(exist_ok=True)
-        (work.out / stages.SCENES / "JPEGImages" / f"train_{index}.jpg").write_text(f"{work.settings['seed']} {index}")
+        (work.out / SCENES / "JPEGImages").mkdir(exist_ok=True)
+        (work.out / SCENES / "JPEGImages" / f"train_{index}.jpg").write_text(f"{work.settings['seed']} {index}")
     return {}
 
 
+def _trained(work: Work, stage: str) -> Facts:
+    """Each of two epochs is written down; a training that is named by STOP_IN stays in its second."""
+    assert work.checkpoint is not None
+    reached = work.checkpoint.folder / "reached"
+    before = int(reached.read_text()) if reached.exists() else 0
+    last = before if work.checkpoint.end else 2
+    for epoch in range(before, last):
+        if epoch == 1 and os.environ.get(STOP_IN) == stage:
+            _write(work, stage, GRAPH, "half")
+        work.checkpoint.folder.mkdir(exist_ok=True)
+        reached.write_text(str(epoch + 1))
+    learned = " from a teacher" * ("teacher" in work.inputs) + " from labels" * work.settings.get("labels", True)
+    learned += " " + " ".join(sorted(work.inputs)) + f" {json.dumps(work.settings.get('data'))}"
+    graph = work.file("graph", GRAPH).read_text()
+    _write(work, stage, GRAPH, f"{graph} trained {work.settings['epochs']}{learned}, epochs {before} to {last};")
+    history = [{"epoch": epoch + 1, "epochs": 2, "loss": 4.0 - epoch, "map": 0.5 + 0.25 * epoch, "val_loss": 3.0}
+               for epoch in range(last)]  # fmt: skip
+    told = {"history": history, "pictures": 9, "validation_pictures": 1, "steps": 4, "best_epoch": last,
+            "watched": "map", "device": "a CPU", "precision": "float32", "seconds_per_step": 0.25, "left_out": [],
+            "ended": f"after epoch {last} of 2, as asked" if last < 2 else ""}  # fmt: skip
+    told["settings"] = {"epochs": 2, "labels": True, "distill": 0.0}
+    return {**COUNTS, "flops": 1_000_000, "training": told}
+
+
 def train(work: Work) -> Facts:
-    graph = work.file("graph", stages.GRAPH).read_text()
-    _write(work, "train", stages.GRAPH, graph + f" trained {work.settings['epochs']}")
-    return {**COUNTS, "flops": 1_000_000}
+    return _trained(work, "train")
+
+
+def finetune(work: Work) -> Facts:
+    return _trained(work, "finetune")
+
+
+def batch_norm(work: Work) -> Facts:
+    graph = work.file("graph", GRAPH).read_text()
+    _write(work, "batch_norm", GRAPH, f"{graph} measured anew {' '.join(sorted(work.inputs))};")
+    return {**COUNTS, "flops": 500_000, "notes": [f"{len(work.paths('pictures'))} pictures"]}
 
 
 def _compressed(work: Work, stage: str) -> Facts:
-    graph = work.file("graph", stages.GRAPH).read_text()
+    graph = work.file("graph", GRAPH).read_text()
     looked = " ".join(path.read_text() for path in work.paths("pictures"))
-    _write(work, stage, stages.GRAPH, f"{graph} {stage} {json.dumps(work.settings, sort_keys=True)} {looked}")
+    _write(work, stage, GRAPH, f"{graph} {stage} {json.dumps(work.settings, sort_keys=True)} {looked}")
     whole = {"op": "Conv2D", "kernel": [3, 3, 8, 8], "parameters": [576, 100], "flops": [5760, 1000], "error": 0.25}
     layer = {"name": "conv_1", "reason": "", "ranks": [2, 3], "channels": None, "milliseconds": [2.0, 1.0]}
     left = {"name": "conv_2", "reason": "left out by the scope", "ranks": None, "channels": None, "milliseconds": None}
@@ -74,6 +107,7 @@ def tucker(work: Work) -> Facts:
 
 
 def prune(work: Work) -> Facts:
+    (work.out / KEPT).write_text("kept")
     return _compressed(work, "prune")
 
 
@@ -83,7 +117,7 @@ def pictures(work: Work) -> Facts:
 
 
 def convert(work: Work) -> Facts:
-    _write(work, "convert", stages.TFLITE, "float32 " + work.file("graph", stages.GRAPH).read_text())
+    _write(work, "convert", stages.TFLITE, "float32 " + work.file("graph", GRAPH).read_text())
     (work.out / stages.REFERENCE).write_text("reference")
     return {"notes": ["split by role"]}
 
@@ -122,11 +156,14 @@ def benchmark(work: Work) -> Facts:
 
 FAKES = {
     function.__name__: function
-    for function in (load, scenes, train, tucker, prune, pictures, convert, quantize, verify, package, benchmark)
-}
+    for function in (
+        load, scenes, train, finetune, batch_norm, tucker, prune, pictures, convert, quantize, verify, package,
+        benchmark,
+    )
+}  # fmt: skip
 
 
-def fake_table() -> dict[str, build.Stage]:
+def fake_table() -> dict[str, Stage]:
     """The real table with these functions; the report is the real one."""
     return {stage.name: dataclasses.replace(stage, run=FAKES.get(stage.name, stage.run)) for stage in build.STAGES}
 
@@ -146,7 +183,7 @@ def runs() -> list[str]:
 
 def main() -> None:
     build.BY_NAME.update(fake_table())
-    build.code_version = fake_code_version
+    jobs.code_version = fake_code_version
     build.build(read_recipe(sys.argv[1]), Path(sys.argv[2]))
 
 

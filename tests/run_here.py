@@ -15,7 +15,7 @@ from toolchain.graph import Graph
 def run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls what is meant for a child, but leaves TensorFlow's global settings alone."""
 
-    def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str) -> Any:
+    def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str, gpu: bool = False) -> Any:
         module, _, name = function.partition(":")
         return getattr(importlib.import_module(module), name)(**arguments)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from labelled_folders import write_label, write_picture
 from toy_detector import write_toy
 from voc_folder import small_set
 
@@ -41,6 +42,18 @@ def test_accuracy_writes_a_table_and_json(tmp_path, toy, capsys):
         4,
         {"red", "blue"},
     )
+
+
+def test_accuracy_of_all_pictures_of_yolo_data_with_names_in_a_file(tmp_path, toy, capsys):
+    write_picture(tmp_path / "data/images/0.png")
+    write_label(tmp_path / "data/labels/0.txt", "0 0.5 0.5 1 1")
+    (tmp_path / "toy.names").write_text("red\n")
+    arguments = ["accuracy", toy, "--data", str(tmp_path / "data"), "--json", "-", "--split", ""]
+    assert run(*arguments, "--names", str(tmp_path / "toy.names")) == 0
+    assert json.loads(capsys.readouterr().out)["per_class"] == {"red": pytest.approx(1.0)}
+    assert run(*arguments) == 1
+    assert "name their classes" in capsys.readouterr().err
+    assert run(*arguments, "--names", str(tmp_path / "none.names")) == 1
 
 
 def test_json_to_standard_output_is_json_alone(tmp_path, toy, capsys):

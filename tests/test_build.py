@@ -14,9 +14,9 @@ import pytest
 from fake_stages import runs
 
 from deploy.errors import InputError, VerificationError
-from toolchain import build, cache
+from toolchain import build, cache, jobs
 from toolchain.recipe import read_recipe
-from toolchain.stages import Facts, Work
+from toolchain.stage_work import Facts, Work
 
 RECIPE = """\
 name: net
@@ -32,7 +32,7 @@ ALL = ["load", "convert", "verify", "package", "quantize", "verify", "package", 
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a recipe and its files, and fake stages in the table."""
     monkeypatch.setattr(build, "BY_NAME", fake_stages.fake_table())
-    monkeypatch.setattr(build, "code_version", fake_stages.fake_code_version)
+    monkeypatch.setattr(jobs, "code_version", fake_stages.fake_code_version)
     monkeypatch.setenv(fake_stages.LOG, str(tmp_path / "log"))
     for name in ("net.cfg", "net.weights", "net.names"):
         (tmp_path / name).write_text(name)
@@ -143,9 +143,9 @@ def test_changed_code_reruns_the_stage_and_equal_results_end_it_there(
 ) -> None:
     run(place)
     runs()
-    real = build.code_version
+    real = jobs.code_version
     monkeypatch.setattr(
-        build,
+        jobs,
         "code_version",
         lambda function: ("new", {"numpy": "2"}) if function is fake_stages.convert else real(function),
     )
@@ -156,8 +156,8 @@ def test_changed_code_reruns_the_stage_and_equal_results_end_it_there(
 
 def test_newer_library_reruns_the_stage(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"tensorflow": "2.20"}
-    real = build.code_version
-    monkeypatch.setattr(build, "code_version", lambda function: (real(function)[0], versions))
+    real = jobs.code_version
+    monkeypatch.setattr(jobs, "code_version", lambda function: (real(function)[0], versions))
     run(place)
     runs()
     versions["tensorflow"] = "2.21"
@@ -169,8 +169,8 @@ def test_newer_library_reruns_the_stage(place: Path, monkeypatch: pytest.MonkeyP
 def test_other_machine_measures_again_and_builds_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(place)
     runs()
-    machine = {**build.environment(), "cpu": "another"}
-    monkeypatch.setattr(build, "environment", lambda: machine)
+    machine = {**jobs.environment(), "cpu": "another"}
+    monkeypatch.setattr(jobs, "environment", lambda: machine)
     report = run(place)
     assert runs() == ["benchmark", "benchmark"]
     assert reasons(report)["benchmark int8"].startswith("machine cpu changed from ")
@@ -257,7 +257,7 @@ def test_a_stage_that_fails_leaves_the_old_files(
 
     broken = dataclasses.replace(build.BY_NAME["convert"], run=fail)
     monkeypatch.setitem(build.BY_NAME, "convert", broken)
-    monkeypatch.setattr(build, "code_version", lambda function: ("same", {}))
+    monkeypatch.setattr(jobs, "code_version", lambda function: ("same", {}))
     expected = (InputError, "the disk is full") if isinstance(error, OSError) else (type(error), None)
     with pytest.raises(expected[0], match=expected[1]):
         run(place)
@@ -439,8 +439,8 @@ def test_what_was_timed_holds_for_its_machine_alone(place: Path, monkeypatch: py
     (place / "recipe.yaml").write_text(COMPRESSED.replace("ratio: 0.25", "ratio: 0.25, keep_if_faster: float32"))
     run(place)
     runs()
-    other = {**build.environment(), "cpu": "another"}
-    monkeypatch.setattr(build, "environment", lambda: other)
+    other = {**jobs.environment(), "cpu": "another"}
+    monkeypatch.setattr(jobs, "environment", lambda: other)
     report = run(place)
     assert "machine cpu changed" in reasons(report)["prune"]
     assert "tucker" not in reasons(report)
@@ -463,3 +463,190 @@ def test_every_stage_is_told_with_the_network_that_it_worked_on(place: Path) -> 
     flops = {stage["name"]: stage["flops"] for stage in run(place)["stages"]}
     assert flops["load"] == flops["convert original"] == flops["benchmark original"] == 2_000_000
     assert flops["prune"] == flops["convert"] == flops["benchmark float32"] == 500_000
+
+
+RECOVERED = """\
+name: net
+model: {cfg: net.cfg, weights: net.weights, names: net.names}
+data: {train: [{folder: voc, split: trainval}], validation: {share: 0.25}}
+stages:
+  - tucker: {ranks: {ratio: 0.5}}
+  - finetune: {seed: 3}
+  - prune: {ratio: 0.25}
+  - finetune: {seed: 4}
+  - prune: {ratio: 0.1}
+  - batch_norm: {}
+precisions: [float32]
+"""
+
+
+@pytest.fixture
+def recovered(place: Path) -> Path:
+    """A recipe that compresses and recovers twice, and its data."""
+    (place / "recipe.yaml").write_text(RECOVERED)
+    write_voc(place / "voc", trainval="abcd", test="ef")
+    return place
+
+
+def write_voc(folder: Path, **splits: str) -> None:
+    """Splits of pictures whose ids are single letters; a picture's content is its id."""
+    for name in ("ImageSets/Main", "JPEGImages", "Annotations"):
+        (folder / name).mkdir(parents=True)
+    for split, ids in splits.items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(ids))
+        for picture_id in ids:
+            (folder / "JPEGImages" / f"{picture_id}.jpg").write_text(f"picture {picture_id}")
+
+
+def kept(place: Path, job: str, name: str = "graph.zip") -> str:
+    (path,) = (place / "out" / ".cache" / job).glob(f"[!.]*/files/{name}")
+    return path.read_text()
+
+
+def test_a_network_recovers_by_what_it_was_before_the_first_compression(recovered: Path) -> None:
+    report = run(recovered)
+    ran = runs()
+    assert ran[:7] == ["load", "tucker", "finetune", "prune", "finetune", "prune", "batch_norm"]
+    for job in ("finetune", "finetune-2"):
+        assert "from a teacher from labels graph teacher train_0" in kept(recovered, job)
+        assert '"train": [{"split": "trainval", "labelled": true}], "validation": []' in kept(recovered, job)
+        assert '"share": 0.25' in kept(recovered, job)
+    # The statistics are held against those of the whole network, along all prunings in between.
+    assert "measured anew graph original pictures pruned_0 pruned_1;" in kept(recovered, "batch_norm")
+    original = recovered / "out" / "net_original_float32.tflite"
+    assert "prune" not in original.read_text() and lineage_of(original)["seeds"] == {}
+    assert report["seeds"] == {"tucker": 1, "finetune": 3, "prune": 1, "finetune 2": 4, "prune 2": 1}
+    lineage = lineage_of(recovered / "out" / "net_float32.tflite")
+    assert lineage["stages"] == ["tucker", "finetune", "prune", "finetune", "prune", "batch_norm"]
+    assert (lineage["seeds"], "ended_early" in lineage) == (report["seeds"], False)
+
+
+def lineage_of(file: Path) -> dict[str, object]:
+    """What the stand-in for package wrote behind the network."""
+    text = file.read_text()
+    first = "ended_early" if '{"ended_early"' in text else "inputs"
+    lineage: dict[str, object] = json.loads(text[text.rindex(f'{{"{first}"') :])
+    return lineage
+
+
+def test_without_a_compression_it_learns_from_labels_alone(recovered: Path) -> None:
+    run(recovered, "tucker", "prune", "batch_norm")
+    assert runs()[:3] == ["load", "finetune", "finetune"]
+    assert "trained 30 from labels graph train_0" in kept(recovered, "finetune")
+
+
+def test_pictures_alone_teach_by_what_the_network_was(recovered: Path) -> None:
+    edit(recovered, "{train: [{folder: voc, split: trainval}], validation: {share: 0.25}}",
+         "{pictures: [photos], validation: {pictures: others}}")  # fmt: skip
+    (recovered / "others").mkdir()
+    (recovered / "others" / "0.jpg").write_text("another")
+    run(recovered)
+    assert "trained 30 from a teacher graph teacher train_0 validation_0" in kept(recovered, "finetune")
+    assert '"train": [{"split": null, "labelled": false}], "validation": [{"split"' in kept(recovered, "finetune")
+    runs()
+    (recovered / "others" / "1.jpg").write_text("one more")
+    report = run(recovered)
+    assert runs()[0] == "finetune" and reasons(report)["finetune"] == "input validation_0 changed"
+    with pytest.raises(InputError, match="neither; skip it too"):
+        run(recovered, "tucker", "prune", "batch_norm")
+    with pytest.raises(InputError, match="no stage before it compresses; skip it too"):
+        run(recovered, "tucker", "prune", "finetune")
+
+
+def test_who_learns_from_labels_leaves_pictures_alone_aside(recovered: Path) -> None:
+    edit(recovered, "validation: {share: 0.25}", "pictures: [photos]")
+    edit(recovered, "finetune: {seed: 4}", "finetune: {seed: 4, labels: false}")
+    run(recovered)
+    assert "graph teacher train_0 {" in kept(recovered, "finetune")
+    # A tenth is held out where nothing is said.
+    assert '"share": 0.1' in kept(recovered, "finetune")
+    assert "graph teacher train_0 train_1 {" in kept(recovered, "finetune-2")
+
+
+def test_it_calibrates_on_what_it_trains_on_where_nothing_else_is_said(recovered: Path) -> None:
+    edit(recovered, "precisions: [float32]", "precisions: [int8]\ncalibration: {count: 3}")
+    report = run(recovered)
+    assert [file["calibration"]["used"] for file in report["files"] if "calibration" in file] == [3]
+    # Evenly spaced over a, b, c, d.
+    assert "picture a picture b picture c" in (recovered / "out" / "net_int8.tflite").read_text()
+    assert report["stages"][-1]["flops"] == 500_000
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("split: trainval}]", "split: mixed}]"),
+        ("validation: {share: 0.25}", "validation: {folder: voc, split: mixed}"),
+        ("validation: {share: 0.25}", "pictures: [photos]"),
+        ("{train: [{folder: voc, split: trainval}], validation: {share: 0.25}}",
+         "{pictures: [innocent], validation: {pictures: photos}}"),
+    ],
+)  # fmt: skip
+def test_never_trains_on_or_watches_test_pictures(recovered: Path, old: str, new: str) -> None:
+    edit(recovered, "precisions", "benchmark: {data: voc}\nprecisions")
+    run(recovered)
+    lists = recovered / "voc" / "ImageSets" / "Main"
+    (lists / "mixed.txt").write_text("a\nf\n")
+    # The same bytes under another name.
+    (recovered / "photos" / "4.jpg").write_text("picture f")
+    (recovered / "innocent").mkdir()
+    (recovered / "innocent" / "0.jpg").write_text("picture g")
+    edit(recovered, old, new)
+    runs()
+    words = "no network is trained or watched on test pictures: 1 of the . in .* are in the split .*, the first [f4]"
+    with pytest.raises(InputError, match=words):
+        run(recovered)
+    assert runs() == []
+
+
+def build_in_process(place: Path, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fake_stages", str(place / "recipe.yaml"), str(place / "out")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def killed(recovered: Path) -> Path:
+    """A build that was killed in the second of two epochs of its second training."""
+    edit(recovered, "  - finetune: {seed: 3}\n", "  - train: {}\n")
+    child = build_in_process(recovered, **{fake_stages.STOP_IN: "finetune"})
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "stopped\n"
+        child.send_signal(signal.SIGKILL)
+    assert runs() == ["load", "tucker", "train", "prune", "finetune"]
+    return recovered
+
+
+def test_a_killed_training_goes_on_where_it_was(killed: Path) -> None:
+    report = run(killed)
+    assert runs()[:3] == ["finetune", "prune", "batch_norm"]
+    assert "epochs 1 to 2;" in kept(killed, "finetune")
+    assert not list((killed / "out" / ".cache").glob("*/.resume-*"))
+    assert "ended early" not in (killed / "out" / "report.md").read_text()
+    assert all(not stage["training"]["ended"] for stage in report["stages"] if "training" in stage)
+
+
+def use_best(place: Path) -> dict[str, object]:
+    return build.build(read_recipe(str(place / "recipe.yaml")), place / "out", use_best=True)
+
+
+def test_the_best_so_far_is_packaged_and_a_later_build_goes_on(killed: Path) -> None:
+    report = use_best(killed)
+    # The training that was whole stays as it is; the one that was not ends.
+    assert runs()[:3] == ["finetune", "prune", "batch_norm"]
+    assert "epochs 1 to 1;" in kept(killed, "finetune")
+    early = killed / "out" / "net_float32.tflite"
+    assert lineage_of(early)["ended_early"] == {"finetune": "after epoch 1 of 2, as asked"}
+    assert "ended_early" not in lineage_of(killed / "out" / "net_original_float32.tflite")
+    sentence = "The training finetune ended early, after 1 of 2 epochs: after epoch 1 of 2, as asked."
+    for name in ("report.md", "report.html"):
+        assert sentence in (killed / "out" / name).read_text()
+    assert use_best(killed)["files"] == report["files"] and runs() == []
+    report = run(killed)
+    assert runs()[0] == "finetune" and reasons(report)["finetune"] == "it goes on after an early end"
+    assert "epochs 1 to 2;" in kept(killed, "finetune")
+    assert "ended_early" not in lineage_of(early)
+    # Whole trainings are never ended.
+    use_best(killed)
+    assert runs() == []

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from deploy.errors import InputError
 from toolchain import cache
-from toolchain.cache import Result, Source
+from toolchain.cache import Checkpoint, Result, Source
 
 
 def make(content: str = "made") -> Any:
-    def write(folder: Path) -> Mapping[str, Any]:
+    def write(folder: Path, _: Checkpoint) -> Mapping[str, Any]:
         (folder / "below").mkdir()
         (folder / "below" / "file").write_text(content)
         return {"length": len(content)}
@@ -40,7 +40,7 @@ def test_keeps_files_and_facts(tmp_path: Path) -> None:
 
 
 def test_facts_are_the_same_kept_or_new(tmp_path: Path) -> None:
-    def write(folder: Path) -> Mapping[str, Any]:
+    def write(folder: Path, _: Checkpoint) -> Mapping[str, Any]:
         return {"pair": (1, 2)}
 
     both = [cache.find_or_make(tmp_path, "job", {}, {}, write).facts for _ in range(2)]
@@ -73,7 +73,7 @@ def test_says_what_changed(tmp_path: Path, before: dict[str, Any], after: dict[s
 def test_a_failed_run_leaves_the_older_result(tmp_path: Path) -> None:
     find(tmp_path, {"code": "a"})
 
-    def fail(folder: Path) -> Mapping[str, Any]:
+    def fail(folder: Path, _: Checkpoint) -> Mapping[str, Any]:
         (folder / "half").write_text("half")
         raise InputError("no")
 
@@ -163,3 +163,78 @@ def test_leftovers_are_removed_and_results_stay(tmp_path: Path) -> None:
     cache.remove_leftovers(tmp_path)
     assert not (tmp_path / "job" / f"{cache._PART}7").exists()
     assert not find(tmp_path).ran
+
+
+class Interrupted(Exception):
+    pass
+
+
+def trained(folder: Path, settings: Mapping[str, Any], until: int, **keywords: bool) -> Result:
+    """A job of nine steps that goes on where it was, and is interrupted at a step."""
+
+    def write(out: Path, checkpoint: Checkpoint) -> Mapping[str, Any]:
+        state = checkpoint.folder / "state"
+        reached = int(state.read_text()) if state.exists() else 0
+        if not checkpoint.end:
+            checkpoint.folder.mkdir(exist_ok=True)
+            state.write_text(str(until))
+            if until < 9:
+                raise Interrupted
+        (out / "steps").write_text(f"{reached} to {int(state.read_text())}")
+        return {}
+
+    return cache.find_or_make(folder, "job", {"setting": settings}, {}, write, **keywords)
+
+
+def left(folder: Path) -> list[str]:
+    """What is in the job's folder, checkpoints told by what they have reached."""
+    return sorted(
+        (place / "state").read_text() if place.name.startswith(".resume-") else "result"
+        for place in (folder / "job").iterdir()
+    )
+
+
+def test_a_job_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    for until in (3, 5):
+        with pytest.raises(Interrupted):
+            trained(tmp_path, {"a": 1}, until)
+        cache.remove_leftovers(tmp_path)
+        assert left(tmp_path) == [str(until)]
+    done = trained(tmp_path, {"a": 1}, 9)
+    assert (done.file("steps").read_text(), done.reason) == ("5 to 9", "first build")
+    assert left(tmp_path) == ["result"]
+
+
+def test_a_checkpoint_belongs_to_its_settings_alone(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        trained(tmp_path, {"a": 1}, 3)
+    with pytest.raises(Interrupted):
+        trained(tmp_path, {"a": 2}, 5)
+    # Changed back: what was reached is still there, until a result is whole.
+    assert trained(tmp_path, {"a": 1}, 9).file("steps").read_text() == "3 to 9"
+    assert left(tmp_path) == ["result"]
+    assert trained(tmp_path, {"a": 2}, 9).file("steps").read_text() == "0 to 9"
+
+
+def test_a_job_that_is_ended_early_can_still_go_on(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        trained(tmp_path, {"a": 1}, 3)
+    early = trained(tmp_path, {"a": 1}, 9, end_early=True)
+    assert (early.file("steps").read_text(), early.ran) == ("3 to 3", True)
+    assert left(tmp_path) == ["3", "result"]
+    assert not trained(tmp_path, {"a": 1}, 9, end_early=True).ran
+    with pytest.raises(Interrupted):
+        trained(tmp_path, {"a": 1}, 6)
+    again = trained(tmp_path, {"a": 1}, 9, end_early=True)
+    assert again.file("steps").read_text() == "6 to 6"
+    assert again.reason == "what was reached is taken, as --use-best asks"
+    done = trained(tmp_path, {"a": 1}, 9)
+    assert (done.file("steps").read_text(), done.reason) == ("6 to 9", "it goes on after an early end")
+    assert done.key not in (early.key, again.key)
+    # The whole result is better than any that ended early.
+    assert trained(tmp_path, {"a": 1}, 9, end_early=True).key == done.key
+    assert left(tmp_path) == ["result"]
+
+
+def test_without_a_checkpoint_nothing_ends_early(tmp_path: Path) -> None:
+    assert trained(tmp_path, {"a": 1}, 9, end_early=True).file("steps").read_text() == "0 to 9"

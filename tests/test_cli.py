@@ -1,5 +1,6 @@
 """The program `slimdet`: its commands, exit codes and sentences, and one real build from a cfg to a measured file."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import fake_stages
@@ -19,8 +21,9 @@ from fake_stages import runs
 
 from deploy.command_line import exit_code
 from deploy.model_file import read
-from toolchain import build
+from toolchain import build, jobs
 from toolchain.cli import slimdet
+from toolchain.stage_work import Facts, Work
 
 DARKNET = ("convert", "a.cfg", "a.weights", "--names", "n")
 BUILD_SIDE = ("tensorflow", "keras", "litert_quantizer", "pydantic", "yaml", "rich", "jinja2")
@@ -212,7 +215,7 @@ def test_inspect_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe for the stand-ins of the stages."""
     monkeypatch.setattr(build, "BY_NAME", fake_stages.fake_table())
-    monkeypatch.setattr(build, "code_version", fake_stages.fake_code_version)
+    monkeypatch.setattr(jobs, "code_version", fake_stages.fake_code_version)
     monkeypatch.setenv(fake_stages.LOG, str(tmp_path / "log"))
     (tmp_path / "net").write_text("net")
     text = "name: net\nmodel: {cfg: net, weights: net, names: net}\nprecisions: [float32]\n"
@@ -243,7 +246,8 @@ def test_skip(recipe: Path, skip: str, code: int) -> None:
 
 def test_interruption_ends_cleanly_and_the_next_build_goes_on(recipe: Path) -> None:
     code = "import signal, fake_stages, sys; from deploy.command_line import run; from toolchain import build, cli\n"
-    code += "build.BY_NAME.update(fake_stages.fake_table()); build.code_version = fake_stages.fake_code_version\n"
+    code += "from toolchain import jobs; jobs.code_version = fake_stages.fake_code_version\n"
+    code += "build.BY_NAME.update(fake_stages.fake_table())\n"
     # A shell that starts it in the background would have it ignore Ctrl-C.
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); run(cli.slimdet, 'slimdet')"
     out = recipe.parent / "out"
@@ -260,6 +264,51 @@ def test_interruption_ends_cleanly_and_the_next_build_goes_on(recipe: Path) -> N
     runs()
     assert run("build", str(recipe), "--out", str(out)) == 0
     assert runs()[0] == "convert"
+
+
+def test_an_interrupted_training_says_what_it_keeps(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> dict[str, object]:
+        raise KeyboardInterrupt("the training is kept as it was after step 3 of 9")
+
+    monkeypatch.setattr(build, "build", stopped)
+    assert run("build", str(recipe), "--out", str(recipe.parent / "out")) == 1
+    told = capsys.readouterr().err
+    assert told == "slimdet: error: interrupted; the training is kept as it was after step 3 of 9\n"
+
+
+@pytest.mark.parametrize("option", [[], ["--use-best"]])
+def test_use_best_reaches_the_build(recipe: Path, monkeypatch: pytest.MonkeyPatch, option: list[str]) -> None:
+    given: list[bool] = []
+    real = build.build
+
+    def watched(*arguments: Any, use_best: bool) -> dict[str, Any]:
+        given.append(use_best)
+        return real(*arguments, use_best=use_best)
+
+    monkeypatch.setattr(build, "build", watched)
+    assert run("build", str(recipe), "--out", str(recipe.parent / "out"), *option) == 0
+    assert given == [bool(option)]
+
+
+def test_how_a_job_goes_on_is_told_every_some_seconds(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def working(work: Work) -> Facts:
+        for seconds, done, text in ((4.9, 1, "not yet"), (1.1, 2, "the first"), (9.9, 3, "not yet"), (0.1, 4, "")):
+            now[0] += seconds
+            work.progress(done, 8, text)
+        return fake_stages.load(work)
+
+    monkeypatch.setitem(build.BY_NAME, "load", dataclasses.replace(build.BY_NAME["load"], run=working))
+    assert run("build", str(recipe), "--out", str(recipe.parent / "out")) == 0
+    told = [line.split(maxsplit=1)[1] for line in capsys.readouterr().err.splitlines() if line.startswith("load ")]
+    # Without words of its own: four of eight in 16 seconds, so 16 more.
+    assert told[:2] == ["the first", "50 %, 16 s left"] and told[2].startswith("ran in") and len(told) == 3
 
 
 CFG = """\
@@ -470,3 +519,31 @@ def test_a_recipe_that_compresses_ends_in_verified_files(net: Path, capsys: pyte
         assert file["verification"]["pictures"] == 4
     content, contract = read(net.parent / "out" / "net_float32.tflite")
     assert contract.lineage["stages"] == ["tucker", "prune"]
+
+
+@pytest.mark.slow
+def test_a_recipe_that_trains_and_recovers_ends_in_verified_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every way of recovery for real, on a network that begins with random weights."""
+    write_network(tmp_path)
+    (tmp_path / "net.yaml").write_text(
+        "name: net\nmodel: {cfg: net.cfg, weights: net.weights, names: net.names}\n"
+        "data: {scenes: {train: 16, val: 4, test: 4}}\n"
+        "stages:\n  - train: {epochs: 2, batch: 8}\n  - prune: {ratio: 0.3, multiple: 2}\n"
+        "  - finetune: {epochs: 1, batch: 8, seed: 5}\n  - batch_norm: {pictures: 4}\n"
+        "precisions: [float32]\nbenchmark: {runs: 2, min_secs: 0}\n"
+    )
+    assert run("build", tmp_path / "net.yaml", "--out", tmp_path / "out") == 0, capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    stages = {stage["name"]: stage for stage in report["stages"]}
+    assert [len(stages[name]["training"]["history"]) for name in ("train", "finetune")] == [2, 1]
+    settings = [stages[name]["training"]["settings"] for name in ("train", "finetune")]
+    assert [(one["labels"], one["distill"], one["seed"]) for one in settings] == [(True, 0.0, 1), (True, 1.0, 5)]
+    assert stages["batch_norm"]["notes"][0].startswith("statistics of 2 batch norms were measured anew on 4 pictures")
+    assert stages["finetune"]["trainable"] == stages["prune"]["trainable"] < stages["train"]["trainable"]
+    assert [file["of"] for file in report["files"]] == ["original", "float32"]
+    assert all(file["verification"]["pictures"] == 8 for file in report["files"])
+    assert read(tmp_path / "out" / "net_float32.tflite")[1].lineage["seeds"]["finetune"] == 5
+    assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 4
+    assert not list((tmp_path / "out" / ".cache").glob("*/.resume-*"))

@@ -8,7 +8,7 @@ from deploy.decode import decode
 
 tf = pytest.importorskip("tensorflow")
 
-from toolchain.loss import LossWeights, assign, ciou_loss, take_apart, yolo_loss  # noqa: E402
+from toolchain.loss import LossWeights, assign, boxes_of, ciou_loss, grid, take_apart, yolo_loss  # noqa: E402
 
 #: The whole loss is a sum of some hundred float32 terms of about 1; the reference is float64.
 SUM_TOLERANCE = 1e-5
@@ -77,6 +77,13 @@ def decoded(head: YoloHead, scale: Scale, raw: np.ndarray) -> np.ndarray:
     size = np.exp(values[..., 2:4]) if head.box == "exp" else (2 * sigmoid(values[..., 2:4])) ** 2
     half = size * scale.anchors / 2
     return np.concatenate([center - half, center + half], axis=-1)
+
+
+def boxes_in(head: YoloHead, scale: Scale, raw: np.ndarray) -> np.ndarray:
+    """Boxes (batch, h*w*A, 4) as the loss decodes them."""
+    places = grid(raw, scale)
+    values = take_apart(tf.constant(raw), scale).values
+    return np.asarray(boxes_of(values, places.cells, places.anchors, head, scale))
 
 
 def loss_reference(head: YoloHead, truth: np.ndarray, outputs: list[np.ndarray], weights: LossWeights) -> float:
@@ -149,10 +156,10 @@ def test_boxes_and_scores_are_those_that_the_device_decodes(box: str, activation
         contract = Contract("net", labels, Input("image", HEIGHT, WIDTH), device_head, "float32", tensors)
         expected = decode(outputs, contract, 0.0)
 
-        found = take_apart(tf.constant(raw), head, scale)
+        found = take_apart(tf.constant(raw), scale)
         chances = tf.nn.softmax(found.classes) if activation == "softmax" else tf.sigmoid(found.classes)
         scores = (tf.sigmoid(found.objectness)[..., None] * chances).numpy().reshape(-1)
-        boxes = np.repeat(found.boxes.numpy().reshape(-1, 4), CLASSES, axis=0)
+        boxes = np.repeat(boxes_in(head, scale, raw).reshape(-1, 4), CLASSES, axis=0)
         assert len(expected.scores) == len(scores) == np.prod(shape) * count * CLASSES
         # Some float32 operations on coordinates of up to 1000 pixels, and on scores below 1.
         np.testing.assert_allclose(boxes, expected.boxes, rtol=1e-5, atol=1e-3)
@@ -242,9 +249,9 @@ def test_gradient_descent_on_the_logits_alone_finds_the_truth() -> None:
         step()
     best = []
     for scale, raw in zip(head.scales, outputs):
-        found = take_apart(tf.convert_to_tensor(raw), head, scale)
+        found = take_apart(tf.convert_to_tensor(raw), scale)
         chances = tf.sigmoid(found.objectness)[..., None] * tf.sigmoid(found.classes)
-        for place in np.argwhere(chances[0].numpy() > 0.8):
-            best.append((found.boxes.numpy()[0][tuple(place[:3])], place[3]))
+        for box, label in np.argwhere(chances[0].numpy() > 0.8):
+            best.append((boxes_in(head, scale, raw.numpy())[0, box], label))
     assert best
     assert all(iou_of(box, truth[0, 0]) > 0.9 and label == truth[0, 0, 4] for box, label in best)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deploy.errors import InputError
-from deploy.picture import MOST_PIXELS, read_picture, to_bgr
+from deploy.picture import MOST_PIXELS, picture_size, read_picture, to_bgr
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
 RGB = np.kron(COLOURS, np.ones((16, 16, 1), np.uint8))
@@ -58,6 +58,30 @@ def test_pictures_are_turned_upright(tmp_path: Path, orientation: int) -> None:
     red_at = {1: (0, 0), 2: (0, 0), 3: (31, 0), 4: (31, 0), 5: (0, 0), 6: (0, 31), 7: (0, 31), 8: (0, 0)}[orientation]
     assert picture.shape == ((32, 16, 3) if orientation < 5 else (16, 32, 3))
     assert abs(picture[red_at].astype(int) - [0, 0, 255]).max() < 30
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_picture_as_it_is_read(tmp_path: Path, format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = read(tmp_path, encoded(format, Image.fromarray(RGB[:, :10].copy()), exif=exif.tobytes()))
+    assert picture_size(tmp_path / "picture") == picture.shape[1::-1]
+    assert sorted(picture.shape[:2]) == [10, 32]
+
+
+def test_a_damaged_orientation_is_none(tmp_path: Path) -> None:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0"  # ends within the orientation's entry
+    assert read(tmp_path, encoded("JPEG", exif=exif)).shape == (32, 32, 3)
+    assert picture_size(tmp_path / "picture") == (32, 32)
+
+
+def test_the_size_of_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(encoded("JPEG")[:-4])
+    with pytest.raises(InputError, match="cut short"):
+        picture_size(tmp_path / "cut.jpg")
+    with pytest.raises(InputError, match="cannot read"):
+        picture_size(tmp_path / "none.jpg")
 
 
 def test_grey_transparency_palette_and_16_bits(tmp_path: Path) -> None:

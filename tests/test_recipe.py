@@ -2,17 +2,28 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from deploy.errors import InputError
 from toolchain import recipe as recipe_module
+from toolchain import recipe_stages, recipe_training
+from toolchain.clustering import Clustering
+from toolchain.quantization_aware import QuantizationAware
 from toolchain.recipe import Recipe, RecipeFile, carried_recipes, json_schema, read_recipe
+from toolchain.recipe_checks import check_stages
+from toolchain.recipe_settings import Impossible
+from toolchain.recipe_stages import COMPRESSING
+from toolchain.recipe_training import Cluster, Finetune, Sparsify, Train, learns_from
 from toolchain.recipe_yaml import MAX_BYTES, MAX_DEPTH
+from toolchain.sparsity import Sparsity
+from toolchain.training import Training
 
 DARKNET = "name: net\nmodel: {cfg: a.cfg, weights: a.weights, names: a.names}\n"
 MODEL = "name: net\nmodel: {}\nprecisions: [float32]\n"
@@ -75,14 +86,25 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         (FLOAT + "model2: &a {}\n", "4:9: a recipe has no anchors and aliases"),
         ("name: ../net\n" + FLOAT.partition("\n")[2], "1:1: name: string should match pattern"),
         (FLOAT + "benchmark: {data: voc, split: ../test}\n", "4:24: benchmark.split: string should match pattern"),
+        (FLOAT + "data: {scenes: {}}\nbenchmark: {split: null}\n", "5:13: the drawn scenes are measured on the split"),
         (DARKNET + "precisions: [float32, int9]\n", "3:23: precisions.1: input should be 'float32', 'float16'"),
         (DARKNET + "precisions: []\n", "3:1: precisions: tuple should have at least 1 item"),
         # Impossible combinations.
         (DARKNET + "precisions: [int8]\n", "3:1: int8 needs pictures to calibrate on"),
         (DARKNET, "1:1: int8 needs pictures to calibrate on"),
         (DARKNET + "precisions: [float32, float32]\n", "3:1: each precision is listed once"),
-        (FLOAT + "calibration: {count: 3}\n", "4:1: calibration needs `pictures`, or `data`"),
-        (FLOAT + "stages:\n  - train: {}\n", "4:1: the stage train needs data to train on"),
+        (FLOAT + "calibration: {count: 3}\n", "4:1: calibration needs `pictures`, or `data` whose"),
+        (FLOAT + "stages:\n  - train: {}\n", "5:5: the stage train needs data to train on"),
+        (FLOAT + "data: {}\n", "4:1: data are drawn scenes or your own pictures (train, pictures), but none"),
+        (FLOAT + "data: {scenes: {}, pictures: [a]}\n", "4:1: data are drawn scenes or your own pictures (train, pic"),
+        (FLOAT + "data: {scenes: {}, validation: {share: 0.1}}\n", "4:1: drawn scenes have a split val"),
+        (FLOAT + "data: {train: [{folder: a, splits: b}]}\n", "4:28: unknown key 'splits' in data.train.0; did you"),
+        (FLOAT + "data: {train: [{folder: a, split: ../b}]}\n", "4:28: data.train.0.split: string should match"),
+        (FLOAT + "data: {pictures: [a], validation: {}}\n", "4:23: a validation is one of folder, pictures or share"),
+        (FLOAT + "data: {pictures: [a], validation: {share: 0.1, split: b}}\n", "4:23: a validation's split is"),
+        (FLOAT + "data: {pictures: [a], validation: {share: 0}}\n", "4:36: data.validation.share: input should be gr"),
+        (FLOAT + "data: {train: [{folder: a}], validation: {pictures: b}}\n", "4:1: a training from labels is watched"),
+        (FLOAT + "data: {pictures: [a]}\nbenchmark: {split: val}\n", "5:13: benchmark's 'split' needs pictures with"),
         (FLOAT + "stages:\n  - {}\n", "5:5: an entry of stages is one stage, such as"),
         (FLOAT + "benchmark: {protocol: voc07}\n", "4:13: benchmark's 'protocol' needs pictures with truths"),
         (FLOAT + "data: {scenes: {}}\nbenchmark: {split: val}\n", "5:13: the drawn scenes are measured on"),
@@ -186,13 +208,58 @@ def test_any_data_is_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFactor
         assert str(error).startswith(f"{path}:")
 
 
-def test_settings_belong_to_what_trains() -> None:
-    from toolchain.recipe_stages import Train
-    from toolchain.train import Training
+#: What a stage that trains has beside the training itself.
+OWN: dict[type[BaseModel], set[str]] = {Train: set(), Finetune: set()}
+WRAPPED = {Sparsify: Sparsity, Cluster: Clustering, recipe_training.QuantizationAware: QuantizationAware}
+OWN |= {stage: {field.name for field in dataclasses.fields(kind)} for stage, kind in WRAPPED.items()}
 
-    # Each setting of the recipe's stage is one of the training's, with values that it takes.
-    assert set(Train.model_fields) <= {field.name for field in dataclasses.fields(Training)}
-    Training(**Train().model_dump())
+
+@pytest.mark.parametrize("stage", OWN)
+def test_settings_belong_to_what_trains(stage: type[BaseModel]) -> None:
+    known = {field.name: field.default for field in dataclasses.fields(Training)}
+    settings = stage().model_dump(exclude=OWN[stage])
+    assert set(settings) <= set(known)
+    # Left open, so that the data and the stages before decide.
+    decided = {key: value for key, value in settings.items() if value is not None or known[key] is None}
+    assert Training(**decided).epochs == (10 if stage is Train else 30)
+
+
+def test_a_training_from_nothing_has_the_trainings_own_defaults_but_for_the_seed() -> None:
+    assert Training(**Train().model_dump()) == Training(seed=1)
+
+
+def test_every_setting_of_a_training_is_in_finetune() -> None:
+    assert set(Finetune.model_fields) == {field.name for field in dataclasses.fields(Training)}
+
+
+WHOLE = ("epochs", "batch", "patience", "seed")
+REAL = (
+    "learning_rate", "warmup", "weight_decay", "momentum", "clip", "ema", "mosaic", "close_mosaic", "scale", "shift",
+    "color", "multi_scale", "distill",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [*WHOLE, *REAL])
+def test_limits_are_those_of_the_training(key: str) -> None:
+    def accepts(make: Callable[[], object]) -> bool:
+        try:
+            make()
+        except (ValidationError, InputError):
+            return False
+        return True
+
+    whole = [-1, 0, 1, 4096, 4097, 100_000, 100_001, 2**32 - 1, 2**32]
+    real = [-1e-9, 0.0, 1e-13, 1e-12, 1e-7, 1e-6, 0.5, 0.51, 0.9, 0.91, 0.99999, 0.999999, 1.0, 1.01, 2.0, 2.1, 4.0,
+            4.1, 10.0, 10.1, 1000.0, 1001.0, 1e6, 2e6]  # fmt: skip
+    values = whole if key in WHOLE else real
+    ours = [value for value in values if accepts(lambda: Finetune.model_validate({key: value}))]
+    assert ours == [value for value in values if accepts(lambda: Training(**{key: value}))]
+    assert ours and len(ours) < len(values)
+
+
+@pytest.mark.parametrize(("stage", "kind"), WRAPPED.items())
+def test_settings_of_what_wraps_weights_are_those_of_its_stage(stage: type[BaseModel], kind: type) -> None:
+    assert kind(**stage().model_dump(include=OWN[stage])) == kind()
 
 
 FLOAT_NET = "name: net\nmodel: {cfg: a.cfg, weights: a.weights, names: a.names}\nprecisions: [float32]\n"
@@ -226,6 +293,12 @@ def _read(tmp_path: Path, text: str) -> Recipe:
         ("prune: {ratio: 0.5, criterion: taylor}", "criterion of the stage prune needs pictures"),
         ("prune: {ratio: 0.5, correct: true}", "correct of the stage prune needs pictures"),
         ("prune: {ratio: 0.5}\n    tucker: {ranks: {ratio: 0.5}}", "is one stage"),
+        ("batch_norm: {}", "the stage batch_norm makes up for a compression, and no stage before it compresses"),
+        ("finetune: {}", "the stage finetune needs data to train on"),
+        ("finetune: {epoch: 1}", "did you mean 'epochs'"),
+        ("sparsify: {begin: 0.5, end: 0.5}", "from begin to a later end, but 0.5 and 0.5 came"),
+        ("cluster: {clusters: 2, keep_zeros: true}", "with keep_zeros clusters are at least 3"),
+        ("sparsify: {ema: 0.9}", "unknown key 'ema'"),
     ],
 )
 def test_refused_stages(tmp_path: Path, stage: str, words: str) -> None:
@@ -235,8 +308,66 @@ def test_refused_stages(tmp_path: Path, stage: str, words: str) -> None:
     assert str(raised.value).startswith(f"{tmp_path}/r.yaml:5:") or "tucker" in stage and ":6:" in str(raised.value)
 
 
+LABELLED = "data: {train: [{folder: voc, split: trainval}]}\n"
+ALONE = "data: {pictures: [photos]}\n"
+PRUNED = "stages:\n  - prune: {ratio: 0.5}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (ALONE + "stages:\n  - train: {}\n", "6:5: the stage train learns from labels, and `data` has"),
+        (ALONE + "stages:\n  - finetune: {labels: true}\n", "6:16: the stage finetune learns from labels, and"),
+        (ALONE + "stages:\n  - finetune: {}\n", "6:5: the stage finetune learns from labels or from"),
+        (LABELLED + "stages:\n  - finetune: {distill: 1}\n", "6:16: distill of the stage finetune learns from the"),
+        (LABELLED + "stages:\n  - finetune: {features: [a]}\n", "6:16: features of the stage finetune are compared"),
+        (LABELLED + "stages:\n  - finetune: {labels: false}\n", "6:5: the stage finetune learns from labels or from"),
+        (LABELLED + PRUNED + "  - finetune: {labels: false, distill: 0}\n", "7:5: the stage finetune learns from"),
+        (LABELLED + PRUNED + "  - finetune: {distill: 0, features: [a]}\n", "7:28: features of the stage finetune are"),
+        (ALONE + PRUNED + "  - sparsify: {labels: true}\n", "7:16: the stage sparsify learns from labels, and"),
+    ],
+)
+def test_a_training_that_has_nothing_to_learn_from_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    assert refusal(tmp_path, FLOAT + text).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "distill"),
+    [
+        (LABELLED + "stages:\n  - finetune: {}\n", True, 0.0),
+        (LABELLED + PRUNED + "  - finetune: {}\n", True, 1.0),
+        (LABELLED + PRUNED + "  - finetune: {distill: 0.0}\n", True, 0.0),
+        (LABELLED + PRUNED + "  - finetune: {labels: false, distill: 3.0}\n", False, 3.0),
+        (ALONE + PRUNED + "  - finetune: {}\n", False, 1.0),
+        (LABELLED + PRUNED + "  - train: {}\n", True, 0.0),
+        # Zeros compress: what teaches is the network before them.
+        (ALONE + "stages:\n  - sparsify: {}\n", False, 1.0),
+        ("data: {scenes: {}}\nstages:\n  - sparsify: {}\n", True, 1.0),
+    ],
+)
+def test_a_recovery_learns_from_all_that_there_is(tmp_path: Path, text: str, labels: bool, distill: float) -> None:
+    found = read(tmp_path, FLOAT + text).recipe
+    compressed = any(stage.name in COMPRESSING for stage in found.stages)
+    last = found.stages[-1].settings
+    assert learns_from(last, labelled=found.data.labelled, compressed=compressed) == (labels, distill)
+
+
+def test_a_skipped_compression_teaches_nothing(tmp_path: Path) -> None:
+    found = read(tmp_path, FLOAT + ALONE + PRUNED + "  - finetune: {}\n").recipe
+    check_stages(found.stages, found.data, pictures=True, skip={"prune", "finetune"})
+    with pytest.raises(Impossible, match="learns from labels or from the network before a compression"):
+        check_stages(found.stages, found.data, pictures=True, skip={"prune"})
+
+
+def test_paths_of_data_start_in_the_recipes_folder(tmp_path: Path) -> None:
+    text = "data: {train: [{folder: voc}], pictures: [a, /b], validation: {folder: c, split: val}}\n"
+    data = read(tmp_path, FLOAT + text).recipe.data
+    assert data.train[0].folder == tmp_path / "voc"
+    assert data.pictures == (tmp_path / "a", Path("/b"))
+    assert data.validation.folder == tmp_path / "c"
+
+
 def test_compression_settings_are_those_of_the_passes() -> None:
-    from toolchain import recipe_stages
     from toolchain.prune import Pruning
     from toolchain.ranks import Ranks
 

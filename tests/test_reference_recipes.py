@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolchain.build import model_settings
+from toolchain.build_network import model_settings
 from toolchain.cost import Cost, cost
 from toolchain.graph import Graph
 from toolchain.prune import Pruning, prune

@@ -6,9 +6,13 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from toolchain import training_report
 from toolchain.report import as_html, as_markdown, as_text, sentences, table, verification_sentence, write_report
 
 STAGES = [
@@ -124,6 +128,84 @@ def test_without_a_float32_file_nothing_is_compared_with_it() -> None:
     value = content()
     del value["files"][0]
     assert table(value)[1].cells[1] == "44.12"
+
+
+def trained(**changes: Any) -> dict[str, Any]:
+    history = [
+        {"epoch": epoch, "epochs": 4, "loss": 8.0 / epoch, "val_loss": 9.0 / epoch, "map": 0.2 * epoch}
+        for epoch in (1, 2, 3)
+    ]
+    told = {"history": history, "best_epoch": 3, "watched": "map", "pictures": 1140, "validation_pictures": 114,
+            "device": "CPU (tensorflow)", "precision": "float32", "seconds_per_step": 0.12345, "steps": 90, "ended": "",
+            "left_out": [], "settings": {"epochs": 4, "batch": 16, "labels": True, "distill": 1.0, "flip": False,
+                                         "clip": None, "freeze": [], "features": ["conv_1", "conv_2"]}}  # fmt: skip
+    return told | changes
+
+
+def test_trainings_are_told_with_figures_and_settings() -> None:
+    value = content()
+    value["stages"].append({**value["stages"][-1], "name": "finetune", "training": trained()})
+    page = as_markdown(value, False)
+    row = "| finetune | labels and the original | 1,140 | 114 | 3 of 4 | epoch 3 | mAP 60.00 % |"
+    assert f"{row} CPU (tensorflow), float32 | 0.123 |" in page
+    settings = "epochs 4, batch 16, labels yes, distill 1.0, flip no, clip unset, freeze none, features conv_1 conv_2"
+    assert f"- finetune: {settings}" in page
+    html = as_html(value, None)
+    assert settings in html and html.count("<svg") == 2
+    assert "<h2>Trainings</h2>" not in as_html(content(), None) and "## Trainings" not in as_markdown(content(), False)
+
+
+def test_a_training_that_ended_early_is_told_before_the_figures() -> None:
+    value = content()
+    left_out = ["picture 7: damaged", "class boat: the model has none of that name"]
+    told = trained(ended="taken as it was after 60 of 90 steps", left_out=left_out)
+    value["stages"].append({**value["stages"][-1], "name": "finetune 2", "training": told})
+    found = sentences(value)
+    assert found[0] == (
+        "The training finetune 2 ended early, after 3 of 4 epochs: taken as it was after 60 of 90 steps."
+    )
+    assert found[1] == "The training finetune 2 left out picture 7: damaged, and 1 more."
+
+
+def test_what_a_training_does_not_say_is_left_open() -> None:
+    told = {"history": [{"epoch": 1, "loss": 2.0}], "best_epoch": 1, "watched": ""}
+    told |= {"settings": {"epochs": 1, "labels": False, "distill": 2.0}}
+    assert training_report.row("x", told) == ("x", "the original", "–", "–", "1 of 1", "epoch 1", "–", "–", "–")
+    assert training_report.sentences("x", told) == []
+    assert training_report.plot(told).count("<svg") == 1
+
+
+def numbers(panel: str, pattern: str) -> list[tuple[float, ...]]:
+    return [tuple(map(float, found)) for found in re.findall(pattern, panel)]
+
+
+def test_a_training_is_drawn_true_to_scale() -> None:
+    loss, score = training_report.plot(trained()).split("\n")
+    (path,) = re.findall(r'class="line other" d="M([\d. L]+)"', score)
+    points = [tuple(map(float, point.split())) for point in path.split("L")]
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    # 20, 40 and 60 % lie on a line that goes up: y is counted downwards.
+    (_, first), (_, second), (_, third) = points
+    assert first - second == pytest.approx(second - third, abs=0.11) and third < first
+    # They are where their own lines of the grid are.
+    ticks = dict(re.findall(r'class="end" x="46" y="([\d.]+)">([\d.]+)<', score))
+    heights = {float(value): float(y) - 4 for y, value in ticks.items()}
+    assert heights[20] == pytest.approx(first, abs=0.11) and heights[60] == pytest.approx(third, abs=0.11)
+    assert loss.count("<path class=\"line") == 2 * 2  # each line, and its mark beside its name
+    ElementTree.fromstring(loss), ElementTree.fromstring(score)
+
+
+@given(st.lists(st.none() | st.floats(-1e30, 1e30), min_size=1, max_size=30), st.integers(1, 30))
+def test_any_history_is_drawn_inside_its_panel(values: list[float | None], best: int) -> None:
+    history = [{"epoch": epoch, "loss": value} for epoch, value in enumerate(values, 1)]
+    panel = training_report.plot(trained(history=history, best_epoch=best))
+    if all(value is None for value in values):
+        assert panel == ""
+        return
+    ElementTree.fromstring(panel)
+    assert "nan" not in panel and "inf" not in panel
+    for x, y in numbers(panel, r"[ML](-?[\d.]+) (-?[\d.]+)"):
+        assert 0 <= x <= 440 and 0 <= y <= 210
 
 
 def test_markdown_and_text_hold_the_table() -> None:

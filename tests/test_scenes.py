@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.dataset import read_voc
+from benchmarks.voc_dataset import read_voc
 from deploy.errors import InputError
 from toolchain import scenes
 from toolchain.carried import built_in_networks

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import metric_speed
-from benchmarks.dataset import read_voc
+from benchmarks.voc_dataset import read_voc
 from benchmarks.voc_metric import Found, Truths, average_precisions
 
 PROTOCOLS = ("voc07", "voc", "darknet")

@@ -79,3 +79,25 @@ def _corrected(
     found = {"moving_mean": mean, "moving_variance": trained["moving_variance"] * ratio}
     weights = {key: found.get(key, array).astype(array.dtype) for key, array in node.weights.items()}
     return dataclasses.replace(node, weights=weights)
+
+
+def write_kept(path: Path, before: Graph, kept: Mapping[str, np.ndarray]) -> None:
+    """Writes, as an .npz, which channels of the batch norms stayed in a pruning.
+
+    before: the network before it. kept: by node (n,) indices of the channels of its output that stayed.
+    """
+    norms = [node.name for node in before.nodes if node.op == "BatchNormalization" and node.name in kept]
+    indices = {f"kept_{index}": kept[name] for index, name in enumerate(norms)}
+    np.savez(path, names=np.array(norms, np.str_), **indices)  # type: ignore[arg-type]
+
+
+def read_kept(paths: Sequence[Path]) -> dict[str, np.ndarray]:
+    """What write_kept wrote of one pruning after the other, oldest first: by batch norm (n,) the indices in the network
+    before all of them of the channels that stayed."""
+    found: dict[str, np.ndarray] = {}
+    for path in paths:
+        with np.load(path, allow_pickle=False) as arrays:
+            for index, name in enumerate(arrays["names"].tolist()):
+                kept = arrays[f"kept_{index}"]
+                found[name] = found[name][kept] if name in found else kept
+    return found

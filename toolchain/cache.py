@@ -2,6 +2,7 @@
 
     CACHE/<job>/<key>/record.json     what it depended on, why it ran, how long it took, its facts, its files' digests
     CACHE/<job>/<key>/files/…         what it made
+    CACHE/<job>/.resume-<key>/…       what a long job, not yet complete, goes on from
 
 The key is the SHA-256 of: the job's settings, the digests of its inputs, the digest of its code and its libraries'
 versions (code_version.py), and what else the caller says that it depends on (the machine, for a measurement). Inputs
@@ -10,6 +11,11 @@ their paths and contents; a folder by its files' names, sizes and modification t
 
 A result is made in a folder of another name and renamed when it is complete, so at every moment it is whole or not
 there. A kept result is used only after its files' contents have been compared with their digests.
+
+A long job writes what it has reached into a folder of its own, which no kill removes: the next run of the same key
+finds it there. It goes when a result is complete, whatever its key; a job whose settings were changed and changed back
+in between still goes on. Such a job can also be ended early: the result is then what it had reached, under a key of its
+own, and the folder stays, so that a later run goes on as if nothing had been.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ from typing import Any
 from deploy.errors import InputError
 
 _PART = ".part-"
+_RESUME = ".resume-"
 #: Longer values are not repeated in the reason for a rerun.
 _LONGEST_VALUES = 100
 
@@ -59,6 +66,16 @@ class Result:
 
 #: What a job reads: an earlier result, a file, several files, or a folder.
 Source = Result | Path | tuple[Path, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Where a long job keeps what it has reached."""
+
+    #: Made by the job when it has something to keep.
+    folder: Path
+    #: Whether the job is to end at once with what the folder holds.
+    end: bool = False
 
 
 @contextmanager
@@ -105,30 +122,37 @@ def find_or_make(
     job: str,
     depends_on: Mapping[str, Any],
     inputs: Mapping[str, Source],
-    make: Callable[[Path], Mapping[str, Any]],
+    make: Callable[[Path, Checkpoint], Mapping[str, Any]],
+    *,
+    end_early: bool = False,
 ) -> Result:
     """The job's result: the kept one, if it is whole and everything it depends on is as it was, else a new one of
-    make(folder).
+    make(folder, checkpoint).
 
     depends_on is plain JSON: settings, code, libraries and so on. The older result is removed when the new one is
     complete.
+    end_early: where no complete result is kept but a checkpoint is, the result is made of that.
     Raises what make raises, InputError for an input that is missing and for a full disk.
     """
     described = {**depends_on, "input": {name: digest(source) for name, source in inputs.items()}}
     described = json.loads(json.dumps(described, allow_nan=False))
-    key = _hash_json([job, described])
-    folder = cache / job / key[:20]
-    record = _read_record(folder)
-    damage = "" if record is None else _damage(folder, record)
+    key, folder, record, damage = _kept(cache, job, described)
     if record is not None and not damage:
         return _result(folder, record, ran=False)
+    checkpoint = Checkpoint(folder.with_name(f"{_RESUME}{folder.name}"))
+    if end_early and checkpoint.folder.is_dir():
+        checkpoint = dataclasses.replace(checkpoint, end=True)
+        described["checkpoint"] = digest(checkpoint.folder)
+        key, folder, record, damage = _kept(cache, job, described)
+        if record is not None and not damage:
+            return _result(folder, record, ran=False)
     reason = damage or _reason(cache / job, described)
     part = folder.with_name(f"{_PART}{os.getpid()}")
     try:
         shutil.rmtree(part, ignore_errors=True)
         (part / "files").mkdir(parents=True)
         start = time.perf_counter()
-        facts = make(part / "files")
+        facts = make(part / "files", checkpoint)
         seconds = time.perf_counter() - start
         record = {"key": key, "depends_on": described, "reason": reason, "seconds": round(seconds, 3)}
         facts = json.loads(json.dumps(facts, allow_nan=False))
@@ -146,9 +170,17 @@ def find_or_make(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     for older in folder.parent.iterdir():
-        if older != folder:
+        if older != folder and not (checkpoint.end and older == checkpoint.folder):
             shutil.rmtree(older, ignore_errors=True)
     return _result(folder, record, ran=True)
+
+
+def _kept(cache: Path, job: str, described: Mapping[str, Any]) -> tuple[str, Path, dict[str, Any] | None, str]:
+    """The key of what a job depends on, its folder, the record in it, and what is wrong with the files."""
+    key = _hash_json([job, described])
+    folder = cache / job / key[:20]
+    record = _read_record(folder)
+    return key, folder, record, "" if record is None else _damage(folder, record)
 
 
 def digest(source: Source) -> str:
@@ -231,7 +263,10 @@ def _reason(job_folder: Path, described: Mapping[str, Any]) -> str:
         if old == new:
             continue
         kind, _, rest = name.partition(".")
-        if kind in ("input", "code"):
+        if kind == "checkpoint":
+            ended = "what was reached is taken, as --use-best asks"
+            changes.append("it goes on after an early end" if new == "nothing" else ended)
+        elif kind in ("input", "code"):
             changes.append(f"input {rest} changed" if kind == "input" else "this stage's code changed")
         else:
             values = f" from {old} to {new}"

@@ -25,13 +25,14 @@ from typing import Any
 from deploy import errors
 from deploy.errors import ConversionError, SlimdetError
 
-#: The child's environment: Keras 3 on TensorFlow with its own defaults whatever the user's keras.json says, no GPU (a
-#: conversion needs none, and taking one would disturb a training beside it), and no banner on standard error.
+#: The child's environment: Keras 3 on TensorFlow with its own defaults whatever the user's keras.json says, and no
+#: banner on standard error.
 _ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
-    "CUDA_VISIBLE_DEVICES": "-1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
+#: A conversion needs no GPU, and taking one would disturb a training beside it.
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
 _ERROR_CLASSES = {
     name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, SlimdetError)
 }
@@ -45,12 +46,12 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str) -> Any:
+def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str, gpu: bool = False) -> Any:
     """Calls "package.module:function" with the keyword arguments (plain JSON values) in a new process; returns its JSON
     value.
 
     place is a folder of the caller's for this call alone; the child may write into it. step is what the user reads in
-    an error: "conversion of 'tiny' to float32".
+    an error: "conversion of 'tiny' to float32". gpu: the child sees the GPUs that the user's environment shows.
 
     Raises ConversionError when the process died of a signal or with an error that is none of ours; otherwise what it
     raised.
@@ -59,7 +60,7 @@ def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str) 
     root = str(Path(__file__).resolve().parents[1])
     # An installed package is found as it is; a checkout that is not installed must be put on the path.
     start = _START.format(path=f"root = {root!r}; root in sys.path or sys.path.insert(0, root)")
-    environment = {**os.environ, **_ENVIRONMENT, "KERAS_HOME": str(place)}
+    environment = {**os.environ, **_ENVIRONMENT, "KERAS_HOME": str(place), **({} if gpu else _NO_GPU)}
     environment.pop("TF_USE_LEGACY_KERAS", None)
     with open(place / "stderr", "wb") as noise:
         child = subprocess.Popen(

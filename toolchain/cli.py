@@ -24,12 +24,15 @@ from deploy.errors import InputError
 from toolchain.carried import carried_recipes
 
 if TYPE_CHECKING:
-    from toolchain.build import Watch
+    from toolchain.jobs import Watch
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 _BUILD_SIDE = ("tensorflow", "litert_quantizer", "pydantic", "yaml", "rich", "jinja2")
 #: A job that takes longer is named while it runs.
 _QUIET_SECONDS = 2.0
+#: Where lines are not overwritten: how a job goes on is told after the first of these times, then each time after the
+#: second.
+_FIRST_SECONDS, _NEXT_SECONDS = 5.0, 10.0
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -91,8 +94,12 @@ def _show_schema(context: click.Context, _: click.Parameter, value: bool) -> Non
 @click.option("--out", metavar="DIR", type=_FOLDER, required=True, help="Receives the files and the report.")
 @click.option(
     "--skip", metavar="STAGE", multiple=True,
-    help="Leave a stage out: tucker, prune, train, verify, benchmark. May be repeated.",
+    help="Leave a stage out: one of the recipe's list, verify or benchmark. May be repeated.",
 )
+@click.option(
+    "--use-best", is_flag=True,
+    help="Go on with no training that was begun: package the best that it has reached. A later build goes on with it.",
+)  # fmt: skip
 @click.option(
     "--from", "folder", metavar="DIR", type=_FOLDER,
     help="Where the recipe's relative paths start. Default: its own folder, for a carried recipe the current one.",
@@ -104,11 +111,13 @@ def _show_schema(context: click.Context, _: click.Parameter, value: bool) -> Non
 )  # fmt: skip
 @version_option
 @debug_option
-def build(recipe: str, out: Path, skip: tuple[str, ...], folder: Path | None, json_file: str | None) -> None:
+def build(
+    recipe: str, out: Path, skip: tuple[str, ...], use_best: bool, folder: Path | None, json_file: str | None
+) -> None:
     """Build all that a recipe asks for: a file, or the name of a recipe that the package carries.
 
     What is there already and still right is kept; what runs again says why. A build that was stopped goes on where it
-    was.
+    was, in the middle of a training too.
 
     \b
     Example:
@@ -118,7 +127,8 @@ def build(recipe: str, out: Path, skip: tuple[str, ...], folder: Path | None, js
     """
     _need("build")
     from toolchain.build import build as build_recipe
-    from toolchain.build import check_skips, model_files
+    from toolchain.build import check_skips
+    from toolchain.build_network import model_files
     from toolchain.recipe import read_recipe
 
     recipe_file = read_recipe(recipe, folder)
@@ -130,7 +140,7 @@ def build(recipe: str, out: Path, skip: tuple[str, ...], folder: Path | None, js
         raise click.BadParameter(str(error), param_hint="--skip") from error
     start = time.perf_counter()
     with _Display() as watch:
-        content = build_recipe(recipe_file, out, frozenset(skip), watch)
+        content = build_recipe(recipe_file, out, frozenset(skip), watch, use_best=use_best)
     if json_file is not None:
         write_json(json_file, content)
     if json_file != "-":
@@ -293,20 +303,20 @@ class _Display:
 
     def __enter__(self) -> Watch:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        from toolchain.build import Watch
+        from toolchain.jobs import Watch
 
         self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), console=self._console, transient=True,
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn(),
+            TextColumn("{task.fields[told]}", markup=False), console=self._console, transient=True,
         )  # fmt: skip
         if self._console.is_terminal:
             self._bar.start()
         self._task: Any = None
         self._timer: threading.Timer | None = None
-        self._last = 0.0
+        self._next = 0.0
         return Watch(self._started, self._progress, self._finished)
 
     def __exit__(self, *_: object) -> None:
@@ -316,22 +326,24 @@ class _Display:
 
     def _started(self, job: str) -> None:
         self._end()
-        self._task = self._bar.add_task(job, total=None)
+        self._task = self._bar.add_task(job, total=None, told="")
         self._job, self._begun = job, time.monotonic()
-        self._last = self._begun
+        self._next = self._begun + _FIRST_SECONDS
         if not self._console.is_terminal:
             self._timer = threading.Timer(_QUIET_SECONDS, self._console.print, [f"{job:18} runs"])
             self._timer.daemon = True
             self._timer.start()
 
-    def _progress(self, done: float, total: float) -> None:
+    def _progress(self, done: float, total: float, text: str = "") -> None:
+        now = time.monotonic()
+        if not text and total:
+            text = f"{100 * done / total:.0f} %"
+            text += f", {(now - self._begun) * (total - done) / done:.0f} s left" if done else ""
         if self._task is not None:
-            self._bar.update(self._task, completed=done, total=total or None)
-        if not self._console.is_terminal and time.monotonic() - self._last > 10 and total:
-            self._last = time.monotonic()
-            left = (self._last - self._begun) * (total - done) / done if done else None
-            told = f", {left:.0f} s left" if left is not None else ""
-            self._console.print(f"{self._job:18} {100 * done / total:.0f} %{told}")
+            self._bar.update(self._task, completed=done, total=total or None, told=text)
+        if not self._console.is_terminal and text and now >= self._next:
+            self._next = now + _NEXT_SECONDS
+            self._console.print(f"{self._job:18} {text}")
 
     def _finished(self, job: str, result: Any) -> None:
         self._end()

@@ -70,7 +70,7 @@ def read_network(
 
 
 def _network_of_recipe(recipe: str, allow_lambda: bool) -> Graph:
-    from toolchain.build import model_files, model_settings
+    from toolchain.build_network import model_files, model_settings
     from toolchain.recipe import read_recipe
     from toolchain.stages import read_model
 

@@ -30,26 +30,26 @@ _ACTIVATIONS = {"logistic": "sigmoid"}
 OPERATION = "ops."
 
 
-def to_keras(graph: Graph, *, allow_lambda: bool = False) -> Any:
+def to_keras(graph: Graph, *, allow_lambda: bool = False, layers: dict[str, Any] | None = None) -> Any:
     """A keras.Model that computes the graph in float32; its outputs are in the order of graph.outputs, a list where
     there are several.
 
     Every input keeps its size; the batch is free unless an InputLayer has the attribute "batch_size". A node that
     shares weights becomes another call of the same layer. allow_lambda lets a Lambda's Python code run: only for
-    files that are trusted.
+    files that are trusted. layers: those of models made before, by name, which this model shares; grows.
 
     Raises GraphError, naming the node, where Keras has no such layer, refuses its settings, or a weight does not fit.
     """
     import keras
 
-    layers: dict[str, Any] = {}
+    layers = {} if layers is None else layers
     tensors: dict[str, Any] = {}
     for node in graph.nodes:
         try:
-            tensors[node.name] = _call(node, graph, layers, tensors, allow_lambda)
+            tensors[node.name] = call_node(node, owner(graph, node), layers, tensors, allow_lambda)
         except (TypeError, ValueError, AttributeError, KeyError, NotImplementedError) as error:
             raise GraphError(
-                f"Keras builds every node: {node.op} {node.name!r} was refused: {_first_line(error)}"
+                f"Keras builds every node: {node.op} {node.name!r} was refused: {first_line(error)}"
             ) from error
     inputs = [tensors[node.name] for node in graph.nodes if node.op == "InputLayer"]
     outputs = [tensors[name] for name in graph.outputs]
@@ -60,20 +60,27 @@ def to_keras(graph: Graph, *, allow_lambda: bool = False) -> Any:
     return keras.Model(
         inputs if len(inputs) > 1 else inputs[0],
         outputs if len(outputs) > 1 else outputs[0],
-        name=_model_name(graph.name),
+        name=model_name(graph.name),
     )
 
 
-def _model_name(name: str) -> str:
+def model_name(name: str) -> str:
     return name.replace("/", "_") or "graph"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
-def _call(node: Node, graph: Graph, layers: dict[str, Any], tensors: Mapping[str, Any], allow_lambda: bool) -> Any:
+def call_node(
+    node: Node, root: Node, layers: dict[str, Any], tensors: Mapping[str, Any], allow_lambda: bool = False
+) -> Any:
+    """The tensor that a node makes of those that it reads.
+
+    root: the node whose weights it uses. layers: what was built so far, by the names of such nodes; grows. tensors:
+    symbolic ones of Keras, or TensorFlow's, by the names of the nodes that make them.
+    """
     import keras
 
     if node.op == "InputLayer":
@@ -84,20 +91,20 @@ def _call(node: Node, graph: Graph, layers: dict[str, Any], tensors: Mapping[str
     sources = [tensors[name] for name in node.inputs]
     if node.op in _OPERATIONS:
         return _OPERATIONS[node.op](node, sources[0])
-    root = owner(graph, node)
     if root.name not in layers:
         layers[root.name] = _layer(root, allow_lambda)
     layer = layers[root.name]
-    arguments, keywords = _arguments(node, sources)
+    arguments, keywords = call_arguments(node, sources)
     tensor = layer(*arguments, **keywords)
     if root is node:
-        _set_weights(layer, node)
+        set_weights(layer, node)
     if not hasattr(tensor, "shape"):
         raise GraphError(f"a node has one output: {node.op} {node.name!r} returns {type(tensor).__name__}")
     return tensor
 
 
-def _arguments(node: Node, sources: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+def call_arguments(node: Node, sources: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and keyword arguments of a node's call; sources: the tensors that it reads."""
     if "call" in node.attributes:
         call = node.attributes["call"]
         keywords = {name: decode_argument(value, sources) for name, value in call.get("kwargs", {}).items()}
@@ -117,14 +124,13 @@ def _layer(node: Node, allow_lambda: bool) -> Any:
             "allow it (--allow-lambda, or allow_lambda: true in a recipe) only if you trust the"
             " file"
         )
-    config = {key: value for key, value in node.attributes.items() if key not in _OWN}
     if not isinstance(getattr(keras.layers, node.op, None), type):
         raise GraphError(f"a node's op is a layer of Keras or one of ours: {node.op!r} of {node.name!r} is neither")
+    config = layer_settings(node)
     if not has_rule(node.op):
         described = {"module": "keras.layers", "class_name": node.op, "registered_name": None}
-        config |= {"name": node.name, "dtype": "float32", "trainable": node.attributes.get("trainable", True)}
+        config["trainable"] = node.attributes.get("trainable", True)
         return keras.saving.deserialize_keras_object({**described, "config": config}, safe_mode=not allow_lambda)
-    config |= {"name": node.name, "dtype": "float32"} | _completed(node)
     layer = getattr(keras.layers, node.op).from_config(config)
     if node.attributes.get("trainable") is False:
         layer.trainable = False
@@ -145,6 +151,13 @@ _INITIALIZERS = {
 }
 
 
+def layer_settings(node: Node) -> dict[str, Any]:
+    """A Keras layer's config: the node's own settings, completed, its name, and float32."""
+    config = {key: value for key, value in node.attributes.items() if key not in _OWN}
+    config |= {"name": node.name, "dtype": "float32"}
+    return config | _completed(node) if has_rule(node.op) else config
+
+
 def _completed(node: Node) -> dict[str, Any]:
     """The settings that follow from the weights, Keras's names of ours, and initializers that cost nothing."""
     settings: dict[str, Any] = {f"{weight}_initializer": "zeros" for weight in _INITIALIZERS.get(node.op, ())}
@@ -162,7 +175,7 @@ def _completed(node: Node) -> dict[str, Any]:
     return settings
 
 
-def _set_weights(layer: Any, node: Node) -> None:
+def set_weights(layer: Any, node: Node) -> None:
     """Sets the weights by their order, after checking names' count and shapes."""
     found = [tuple(variable.shape) for variable in getattr(layer, "weights", ())]
     given = [array.shape for array in node.weights.values()]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-CHANGED = ("layer", "kernel", "ranks", "channels", "parameters", "FLOPs M", "error", "ms whole", "ms changed")
+CHANGED = (
+    "layer", "kernel", "ranks", "channels", "parameters", "FLOPs M", "error", "ms whole", "ms changed", "zeros",
+    "values",
+)  # fmt: skip
 LEFT = ("layer", "op", "kernel", "why it was left alone")
 #: Layers of one reason that are named; the others are counted.
 _NAMED = 6
@@ -28,6 +31,8 @@ def changed_rows(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             _before_and_after(layer["flops"], "{:,.2f}", 1e6),
             "" if layer["error"] is None else f"{layer['error']:.4f}",
             *([""] * 2 if layer["milliseconds"] is None else (f"{time:.3f}" for time in layer["milliseconds"])),
+            _share_before_and_after(layer.get("zeros")),
+            _pair(layer.get("values"), " → "),
         )
         for layer in layers
         if is_changed(layer)
@@ -71,6 +76,11 @@ def _sides(shape: Sequence[int]) -> str:
 
 def _pair(values: Sequence[int] | None, between: str) -> str:
     return "" if values is None else between.join(map(str, values))
+
+
+def _share_before_and_after(shares: Sequence[float] | None) -> str:
+    """`0.0 % → 80.0 %`"""
+    return "" if shares is None else " → ".join(f"{share:.1%}".replace("%", " %") for share in shares)
 
 
 def _before_and_after(values: Sequence[int], form: str, unit: float) -> str:

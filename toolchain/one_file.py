@@ -83,7 +83,8 @@ def convert_file(
     from toolchain.package import contract_of, package
     from toolchain.quantize import CALIBRATION_PICTURES, evenly_spaced
     from toolchain.reference import VERIFICATION_PICTURES
-    from toolchain.stages import draw_pictures, graph_facts, pictures_in
+    from toolchain.stage_work import graph_facts
+    from toolchain.stages import draw_pictures, pictures_in
     from toolchain.verify import to_json, verify
 
     _refuse_to_overwrite(origin, output, calibration)

@@ -34,6 +34,10 @@ class LayerReport:
     error: float | None = None
     #: keep_if_faster: median time of the layer alone on the interpreter, before and after.
     milliseconds: tuple[float, float] | None = None
+    #: Share of the kernel's values that are exactly 0, before and after.
+    zeros: tuple[float, float] | None = None
+    #: How many different values the kernel has, before and after.
+    values: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,8 +49,14 @@ class PassResult:
     notes: tuple[str, ...] = ()
     #: Pruning: by node, (n,) indices of the channels of its output that stayed.
     kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    #: What else was measured, as plain JSON.
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def to_json(result: PassResult) -> Mapping[str, Any]:
     """The report of a pass without the graph, as plain JSON."""
-    return {"layers": [dataclasses.asdict(layer) for layer in result.layers], "notes": list(result.notes)}
+    return {
+        "layers": [dataclasses.asdict(layer) for layer in result.layers],
+        "notes": list(result.notes),
+        **({"facts": dict(result.facts)} if result.facts else {}),
+    }

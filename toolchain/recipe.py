@@ -25,7 +25,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from deploy.errors import InputError
 from toolchain.carried import built_in_networks, carried_recipes
 from toolchain.nearest import nearest
-from toolchain.recipe_stages import GraphStage, Impossible, Seed, Settings
+from toolchain.recipe_checks import check_stages
+from toolchain.recipe_data import Data, Split
+from toolchain.recipe_settings import Impossible, Seed, Settings
+from toolchain.recipe_stages import GraphStage
 from toolchain.recipe_yaml import Places, read_yaml
 
 Precision = Literal["float32", "float16", "dynamic", "int8"]
@@ -98,31 +101,13 @@ class InputSettings(Settings):
     it: letterbox, or what HEAD.yaml says."""
 
 
-class Scenes(Settings):
-    """Scenes that the program draws itself, in VOC layout with the splits train, val and test."""
-
-    train: Annotated[int, Field(ge=1, le=100_000)] = 800
-    """Pictures to train and calibrate on."""
-    val: Annotated[int, Field(ge=1, le=100_000)] = 50
-    """Pictures on which a training is watched."""
-    test: Annotated[int, Field(ge=1, le=100_000)] = 200
-    """Pictures for the final figures alone."""
-    seed: Seed = 1
-
-
-class Data(Settings):
-    """Pictures that belong to the recipe as a whole."""
-
-    scenes: Scenes
-
-
 class Calibration(Settings):
     """Pictures whose ranges fix the int8 scales. Never test pictures."""
 
     pictures: Path | None = None
-    """A folder; the drawn scenes' split train where it is left out."""
+    """A folder; those of data that are trained on where it is left out."""
     count: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """How many of them, evenly spaced over their sorted names."""
+    """How many of them, evenly spaced over all in their order."""
 
 
 class Verify(Settings):
@@ -137,8 +122,9 @@ class Benchmark(Settings):
     """Latency of every file and, where there is data, its mAP."""
 
     data: Path | None = None
-    """A folder in VOC layout; the drawn scenes where it is left out."""
-    split: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)] = "test"
+    """A folder in the layout of VOC, COCO or YOLO; the drawn scenes where it is left out."""
+    split: Split | None = "test"
+    """null: all pictures that the folder has."""
     protocol: Literal["voc07", "voc", "darknet", "coco"] = "voc"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     runs: Annotated[int, Field(ge=1, le=1_000_000)] = 50
@@ -179,41 +165,23 @@ class Recipe(Settings):
             )
         if self.calibration and not (pictures or self.data):
             raise Impossible(
-                ("calibration",), "calibration needs `pictures`, or `data` whose scenes it can take; add one of them"
+                ("calibration",), "calibration needs `pictures`, or `data` whose pictures it can take; add one of them"
             )
-        for index, stage in enumerate(self.stages):
-            if stage.train and self.data is None:
-                raise Impossible(
-                    ("stages",), "the stage train needs data to train on; add `data: {scenes: {}}` or leave train out"
-                )
-            if (key := _needs_pictures(stage)) and not (pictures or self.data):
-                raise Impossible(
-                    ("stages", index, stage.name, key),
-                    f"{key} of the stage {stage.name} needs pictures, and the recipe names none; add `calibration: "
-                    "{pictures: FOLDER}` or leave it out",
-                )
-        if self.benchmark.data is None and self.data is None:
+        check_stages(self.stages, self.data, pictures=bool(pictures or self.data))
+        scenes = self.data is not None and self.data.scenes is not None
+        if self.benchmark.data is None and not scenes:
             for key in sorted({"split", "protocol"} & self.benchmark.model_fields_set):
                 raise Impossible(
                     ("benchmark", key),
                     f"benchmark's {key!r} needs pictures with truths; add `data: FOLDER` to benchmark or leave "
                     f"{key} out",
                 )
-        if self.data and self.benchmark.data is None and self.benchmark.split != "test":
+        if scenes and self.benchmark.data is None and self.benchmark.split != "test":
             raise Impossible(
                 ("benchmark", "split"),
                 f"the drawn scenes are measured on the split test, not {self.benchmark.split!r}; leave split out",
             )
         return self
-
-
-def _needs_pictures(stage: GraphStage) -> str:
-    """The setting of a stage that needs calibration pictures; "" where none does."""
-    if stage.tucker:
-        return next((key for key in ("weighted", "correct") if getattr(stage.tucker, key)), "")
-    if stage.prune and stage.prune.criterion == "taylor":
-        return "criterion"
-    return "correct" if stage.prune and stage.prune.correct else ""
 
 
 class RecipeFile(Settings):

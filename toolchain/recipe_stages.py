@@ -4,42 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-#: A name, a shell pattern, `re:…`, `type:…` or `A ~ B`: see scope.py.
-Pattern = Annotated[str, Field(min_length=1, max_length=1000)]
-Patterns = Annotated[tuple[Pattern, ...], Field(max_length=1000)]
-_Share = Annotated[float, Field(ge=0, le=1)]
+from toolchain.recipe_settings import Scope, Seed, Settings, Share
+from toolchain.recipe_training import Cluster, Finetune, QuantizationAware, Sparsify, Train
+
 _Rank = Annotated[int, Field(ge=1, le=2**20)]
-
-
-class Impossible(ValueError):
-    """Settings that are each allowed but not together; `place` are the keys to which the sentence belongs."""
-
-    def __init__(self, place: tuple[str | int, ...], sentence: str) -> None:
-        super().__init__(sentence)
-        self.place = place
-
-
-class Settings(BaseModel):
-    """Base of every part of a recipe: frozen, of exact types, and without unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class Train(Settings):
-    """Trains all weights on the data's split train."""
-
-    epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
-    batch: Annotated[int, Field(ge=1, le=4096)] = 16
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-3
-    """The highest step size, reached after the warm-up."""
-    flip: bool = True
-    """Mirror every second picture."""
-    seed: Seed = 1
 
 
 class Ranks(Settings):
@@ -48,7 +18,7 @@ class Ranks(Settings):
     vbmf: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Estimated by variational Bayes (VBMF), then moved by this calibration ratio: with v the estimate and C the
     channels, rank = v + int((C - v) * ratio), for a negative ratio v - int((C - v) * |ratio|)."""
-    v: tuple[_Share, _Share] | None = None
+    v: tuple[Share, Share] | None = None
     """With vbmf: these shares of the input and the output channels in place of the estimate."""
     energy: Annotated[float, Field(gt=0, le=1)] | None = None
     """The smallest ranks that keep this share of the squared norm."""
@@ -68,16 +38,6 @@ class Ranks(Settings):
         if self.v is not None and given != ["vbmf"]:
             raise ValueError("v stands in place of what vbmf estimates; give vbmf too or leave v out")
         return self
-
-
-class Scope(Settings):
-    """Which layers a stage may change."""
-
-    include: Patterns = ()
-    """Names, shell patterns (conv_*), regular expressions (re:…), types (type:Conv2D) or ranges (A ~ B) of layers;
-    everything where there are none."""
-    exclude: Patterns = ()
-    """The same, of layers that stay as they are; a pattern that takes nothing is an error."""
 
 
 #: The precision whose kernels are timed.
@@ -124,12 +84,29 @@ class Prune(Scope):
     """Of taylor's random directions."""
 
 
+class BatchNorm(Settings):
+    """Measures the batch norms' statistics anew on the calibration's pictures: the cheapest way to make up for a
+    compression, without any training.
+
+    What counts is how they differ from those of the network before the first stage that compressed it, on the same
+    pictures.
+    """
+
+    pictures: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """How many of the calibration's pictures; without it all of them."""
+
+
 class GraphStage(Settings):
     """One stage of the list `stages`, under its name. Each takes the network of the stage before it."""
 
-    train: Train | None = None
     tucker: Tucker | None = None
     prune: Prune | None = None
+    train: Train | None = None
+    finetune: Finetune | None = None
+    batch_norm: BatchNorm | None = None
+    sparsify: Sparsify | None = None
+    cluster: Cluster | None = None
+    quantization_aware: QuantizationAware | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> GraphStage:
@@ -145,6 +122,12 @@ class GraphStage(Settings):
         return name
 
     @property
-    def settings(self) -> Train | Tucker | Prune:
-        settings: Train | Tucker | Prune = getattr(self, self.name)
+    def settings(self) -> Settings:
+        settings: Settings = getattr(self, self.name)
         return settings
+
+
+#: Stages that make a network which computes something else than the one before it.
+COMPRESSING = ("tucker", "prune", "sparsify", "cluster", "quantization_aware")
+#: Stages that train, on the recipe's data.
+TRAINING = ("train", "finetune", "sparsify", "cluster", "quantization_aware")

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from toolchain import layer_table
+from toolchain import layer_table, training_report
 
 Content = Mapping[str, Any]
 
@@ -83,6 +83,8 @@ def sentences(content: Content) -> list[str]:
                 f"{file['path']} is NOT VERIFIED: the stage verify was skipped, so nothing shows that it computes "
                 "what the model computes."
             )
+    trainings = _trainings(content)
+    found += [text for stage, told in trainings for text in training_report.sentences(stage, told)]
     found += [text for stage in content["stages"] for text in _of_stage(stage)]
     base = _base(content)
     for file in content["files"]:
@@ -99,6 +101,11 @@ def sentences(content: Content) -> list[str]:
     if unknown := content["stages"][0].get("flops_unknown"):
         found.append(f"FLOPs leave out layers without a rule: {', '.join(unknown)}.")
     return found
+
+
+def _trainings(content: Content) -> list[tuple[str, Content]]:
+    """Name and facts of every stage that trained."""
+    return [(stage["name"], stage["training"]) for stage in content["stages"] if "training" in stage]
 
 
 def _of_stage(stage: Content) -> list[str]:
@@ -200,6 +207,10 @@ def as_markdown(content: Content, has_sample: bool) -> str:
         lines += ["![test pictures with the detector's boxes](sample.jpg)", ""]
     lines += ["## Stages", "", line(_STAGE_COLUMNS), line(["---"] * len(_STAGE_COLUMNS))]
     lines += [line(row) for row in _stage_rows(content)]
+    if trainings := _trainings(content):
+        lines += ["", "## Trainings", "", line(training_report.COLUMNS), line(["---"] * len(training_report.COLUMNS))]
+        lines += [line(training_report.row(stage, told)) for stage, told in trainings]
+        lines += ["", *(f"- {stage}: {training_report.settings_line(told)}" for stage, told in trainings)]
     for stage in content["stages"]:
         if "layers" in stage:
             lines += ["", f"## Layers of {stage['name']}", "", *(f"- {text}" for text in _summary(stage)), ""]
@@ -242,6 +253,11 @@ def as_html(content: Content, sample: bytes | None) -> str:
         precisions=["original" if _is_original(file) else file["precision"] for file in content["files"]],
         layers=[
             (stage["name"], _summary(stage), _layer_tables(stage)) for stage in content["stages"] if "layers" in stage
+        ],
+        training_columns=training_report.COLUMNS,
+        trainings=[
+            (stage, training_report.row(stage, told), training_report.settings_line(told), training_report.plot(told))
+            for stage, told in _trainings(content)
         ],
         stage_columns=_STAGE_COLUMNS,
         stages=_stage_rows(content),

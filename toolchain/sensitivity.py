@@ -237,7 +237,7 @@ def _output_error(graph: Graph, model: Any, pictures: Sequence[str]) -> tuple[Ca
 def _map(graph: Graph, model: Any, truths: Mapping[str, str]) -> tuple[Callable[[], float], int]:
     """A function that tells the model's mAP now, and the number of pictures."""
     from benchmarks.accuracy import PROTOCOLS, mean_average_precision
-    from benchmarks.dataset import read_split
+    from benchmarks.dataset import read_dataset
     from deploy.decode import decode
     from deploy.detections import Detections
     from deploy.nms import nms
@@ -264,7 +264,7 @@ def _map(graph: Graph, model: Any, truths: Mapping[str, str]) -> tuple[Callable[
     def measure() -> float:
         return mean_average_precision(graph.labels, detect, data, truths["split"], protocol)
 
-    return measure, len(read_split(data, truths["split"]))
+    return measure, len(read_dataset(data, truths["split"]).pictures)
 
 
 def _preprocessor(graph: Graph) -> Any:

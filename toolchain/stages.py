@@ -1,7 +1,8 @@
 """What each stage of a build does: one plain function of its settings and inputs that writes files and returns facts.
 
-The table of all stages, and the order in which they follow each other, is in build.py. A stage knows nothing but its
-Work, whose settings and inputs are exactly what its result is kept under (cache.py).
+The table of all stages, and the order in which they follow each other, is in build.py; those that train are in
+training_stages.py. A stage knows nothing but its Work, whose settings and inputs are exactly what its result is kept
+under (cache.py).
 """
 
 from __future__ import annotations
@@ -16,20 +17,12 @@ import numpy as np
 
 from deploy.errors import InputError
 from deploy.source import locate
-from toolchain import graph_file
-from toolchain.cache import Result, Source
 from toolchain.graph import Graph
 from toolchain.pass_report import to_json
+from toolchain.stage_work import KEPT, SCENES, Facts, Work, save
 
-#: Told while a stage works: how much is done, and of how much; 0 where that is not known.
-Progress = Callable[[float, float], None]
-#: Plain JSON.
-Facts = Mapping[str, Any]
-
-GRAPH = "graph.zip"
 TFLITE = "model.tflite"
 REFERENCE = "reference.npz"
-SCENES = "scenes"
 SAMPLE = "sample.jpg"
 #: Seed of the pictures that stand in for real ones where none are given.
 _DRAWN_SEED = 20_240_229
@@ -38,39 +31,10 @@ _SAMPLE_PICTURES = 3
 _SAMPLE_HEIGHT = 480
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What one run of a stage has, and where it writes."""
-
-    #: Plain JSON.
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, Source]
-    out: Path
-    progress: Progress
-
-    def path(self, name: str) -> Path:
-        """An input that is one file or folder."""
-        source = self.inputs[name]
-        assert isinstance(source, Path)
-        return source
-
-    def paths(self, name: str) -> tuple[Path, ...]:
-        """An input that is several files; () where the job has none of that name."""
-        source = self.inputs.get(name, ())
-        assert isinstance(source, tuple)
-        return source
-
-    def file(self, name: str, inside: str) -> Path:
-        """A file of an input that is an earlier result."""
-        source = self.inputs[name]
-        assert isinstance(source, Result)
-        return source.file(inside)
-
-
 def load(work: Work) -> Facts:
     """Reads the model into a graph, or builds it. Settings and inputs: read_model's."""
     graph, notes = read_model(work.settings, {name: work.path(name) for name in work.inputs})
-    return {**_save(graph, work.out), "notes": list(notes)}
+    return {**save(graph, work.out), "notes": list(notes)}
 
 
 def read_model(settings: Mapping[str, Any], files: Mapping[str, Path]) -> tuple[Graph, tuple[str, ...]]:
@@ -112,23 +76,6 @@ def scenes(work: Work) -> Facts:
     return {"pictures": splits}
 
 
-def train(work: Work) -> Facts:
-    """Trains all weights. Settings: the recipe's Train. Inputs: graph, scenes."""
-    from toolchain.train import Training
-    from toolchain.train import train as train_graph
-
-    def progress(told: Mapping[str, float]) -> None:
-        work.progress(told["epoch"], told["epochs"])
-
-    graph = graph_file.load(work.file("graph", GRAPH))
-    trained = train_graph(graph, work.file("scenes", SCENES), Training(**work.settings), progress=progress)
-    return {
-        **_save(trained.graph, work.out),
-        "history": [dict(epoch) for epoch in trained.history],
-        "left_out": list(trained.left_out),
-    }
-
-
 def tucker(work: Work) -> Facts:
     """Splits convolutions. Settings: the recipe's Tucker, weighted decided. Inputs: graph and, where it is weighted or
     corrected, pictures."""
@@ -138,7 +85,7 @@ def tucker(work: Work) -> Facts:
     from toolchain.scope import select
     from toolchain.tucker import candidates, decompose
 
-    settings, graph, pictures = work.settings, graph_file.load(work.file("graph", GRAPH)), work.paths("pictures")
+    settings, graph, pictures = work.settings, work.graph(), work.paths("pictures")
     chosen = select(graph, settings["include"], settings["exclude"])
     rule: dict[str, Any] = dict(settings["ranks"])
     # JSON has lists where the dataclass has tuples.
@@ -157,14 +104,14 @@ def tucker(work: Work) -> Facts:
     changed = result.graph
     if settings["correct"]:
         changed = corrected_batch_norms(graph, changed, pictures, allow_lambda=trust, progress=work.progress)
-    return {**_save(changed, work.out), **to_json(result)}
+    return {**save(changed, work.out), **to_json(result)}
 
 
 def prune(work: Work) -> Facts:
     """Removes channels. Settings: the recipe's Prune, correct decided. Inputs: graph and, where it is corrected or
     judged by Taylor, pictures."""
     from toolchain import activations
-    from toolchain.batch_norm_correction import corrected_batch_norms
+    from toolchain.batch_norm_correction import corrected_batch_norms, write_kept
     from toolchain.channels import analyse
     from toolchain.criteria import scored_nodes
     from toolchain.least_squares_correction import folded, readers
@@ -172,7 +119,7 @@ def prune(work: Work) -> Facts:
     from toolchain.prune import prune as prune_channels
     from toolchain.scope import select
 
-    settings, graph, pictures = work.settings, graph_file.load(work.file("graph", GRAPH)), work.paths("pictures")
+    settings, graph, pictures = work.settings, work.graph(), work.paths("pictures")
     chosen = select(graph, settings["include"], settings["exclude"])
     pruning = Pruning(**{key: settings[key] for key in ("ratio", "criterion", "cut", "policy", "multiple")})
     trust = settings["allow_lambda"]
@@ -197,7 +144,8 @@ def prune(work: Work) -> Facts:
         with activations.patch_moments(graph, layers, pictures, seed=settings["seed"], allow_lambda=trust) as moments:
             changed = folded(graph, changed, kept, moments)
         changed = corrected_batch_norms(graph, changed, pictures, kept=kept, allow_lambda=trust, progress=told)
-    return {**_save(changed, work.out), **to_json(result)}
+    write_kept(work.out / KEPT, graph, result.kept)
+    return {**save(changed, work.out), **to_json(result)}
 
 
 def _timer(work: Work) -> Callable[..., Mapping[str, tuple[float, float]]] | None:
@@ -241,7 +189,7 @@ def convert(work: Work) -> Facts:
     allow_lambda. Inputs: graph, pictures."""
     from toolchain.convert import convert as convert_graph
 
-    graph = graph_file.load(work.file("graph", GRAPH))
+    graph = work.graph()
     made = convert_graph(
         graph,
         "float32",
@@ -258,7 +206,7 @@ def quantize(work: Work) -> Facts:
     pictures to calibrate on."""
     from toolchain.convert import convert as convert_graph
 
-    graph = graph_file.load(work.file("graph", GRAPH))
+    graph = work.graph()
     made = convert_graph(
         graph,
         work.settings["precision"],
@@ -276,7 +224,7 @@ def verify(work: Work) -> Facts:
     from toolchain import verify as verification
     from toolchain.package import contract_of
 
-    graph = graph_file.load(work.file("graph", GRAPH))
+    graph = work.graph()
     content = work.file("tflite", TFLITE).read_bytes()
     contract = contract_of(graph, content, work.settings["precision"])
     reference = work.file("reference", REFERENCE)
@@ -288,7 +236,7 @@ def package(work: Work) -> Facts:
     from toolchain.package import package as package_file
 
     settings = work.settings
-    graph = graph_file.load(work.file("graph", GRAPH))
+    graph = work.graph()
     destination = work.out / settings["file"]
     package_file(
         work.file("tflite", TFLITE),
@@ -329,7 +277,7 @@ def _draw_sample(model: Path, data: Path, split: str, destination: Path) -> None
     """The split's first pictures with the model's boxes, side by side, equally high."""
     import cv2
 
-    from benchmarks.dataset import read_voc
+    from benchmarks.dataset import read_dataset
     from deploy.detector import Detector
     from deploy.draw import captions, draw
     from deploy.picture import read_picture
@@ -337,7 +285,7 @@ def _draw_sample(model: Path, data: Path, split: str, destination: Path) -> None
     detector = Detector(model)
     written = captions(detector.contract.labels)
     drawn = []
-    for picture in read_voc(data, split).pictures[:_SAMPLE_PICTURES]:
+    for picture in read_dataset(data, split).pictures[:_SAMPLE_PICTURES]:
         try:
             pixels = read_picture(picture.path)
         except InputError:
@@ -361,25 +309,3 @@ def report(work: Work) -> Facts:
 
     write_report(work.settings, work.file("sample", SAMPLE) if "sample" in work.inputs else None, work.out)
     return {}
-
-
-def _save(graph: Graph, out: Path) -> dict[str, Any]:
-    """Writes the graph and returns what the report says of it."""
-    graph_file.save(graph, out / GRAPH)
-    return graph_facts(graph)
-
-
-def graph_facts(graph: Graph) -> dict[str, Any]:
-    """Name, input, class count, parameters and FLOPs of a graph as plain JSON."""
-    from toolchain.cost import cost
-
-    found = cost(graph)
-    return {
-        "model": graph.name,
-        "trainable": found.trainable,
-        "non_trainable": found.non_trainable,
-        "flops": found.flops,
-        "flops_unknown": list(found.flops_unknown),
-        "input": [graph.input.height, graph.input.width] if graph.input else None,
-        "classes": len(graph.labels),
-    }

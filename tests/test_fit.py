@@ -1,0 +1,230 @@
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.errors import InputError
+from squares import squares_data, toy_graph, write_squares
+from toolchain import checkpoint
+from toolchain.graph import Graph
+from toolchain.training import Training
+from toolchain.training_data import Examples, split_examples
+
+pytest.importorskip("tensorflow")
+
+import keras  # noqa: E402
+
+from toolchain import fit as fitting  # noqa: E402
+from toolchain.fit import fit, with_weights_of  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    return toy_graph(tmp_path_factory.mktemp("net"))
+
+
+@pytest.fixture(scope="module")
+def examples(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> tuple[Examples, Examples]:
+    folder = tmp_path_factory.mktemp("squares")
+    write_squares(folder, {"train": 12, "val": 3})
+    return split_examples(squares_data(folder), graph, 0)
+
+
+def run(graph: Graph, examples: tuple[Examples, Examples], folder: Path | None = None, **settings: Any) -> Any:
+    keras.utils.set_random_seed(settings.get("seed", 0))
+    teacher = settings.pop("teacher", None)
+    tell = settings.pop("tell", lambda facts: None)
+    return fit(graph, Training(**{"batch": 4, "epochs": 2, **settings}), *examples, teacher, folder, tell)
+
+
+def weights(graph: Graph) -> dict[str, np.ndarray]:
+    return {f"{node.name} {name}": value for node in graph.nodes for name, value in node.weights.items()}
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_a_training_that_dies_at_any_step_goes_on_from_there(
+    graph: Graph, examples: tuple[Examples, Examples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    settings: dict[str, Any] = {"ema": 0.9, "mosaic": 0.5, "scale": 0.3, "color": 1.0, "optimizer": "adamw", "seed": 7}
+    whole = run(graph, examples, **settings)
+    monkeypatch.setattr(fitting, "_SECONDS_BETWEEN_STATES", 0.0)
+    save = checkpoint.save_state
+
+    def save_and_die(folder: Path, variables: Any, facts: Mapping[str, Any]) -> None:
+        save(folder, variables, facts)
+        if facts["step"] >= step:
+            raise _Killed
+
+    monkeypatch.setattr(checkpoint, "save_state", save_and_die)
+    with pytest.raises(_Killed):
+        run(graph, examples, tmp_path, **settings)
+    monkeypatch.setattr(checkpoint, "save_state", save)
+    told = checkpoint.told(tmp_path)
+    # The first step is told of by the second: no state is saved of it alone.
+    assert told is not None and told["step"] == max(step, 2)
+    resumed = run(graph, examples, tmp_path, **settings)
+    assert resumed.facts["steps"] == whole.facts["steps"] == 2 * 12 // 4
+    for key in ("loss", "val_loss", "map"):
+        one, other = ([epoch[key] for epoch in found.facts["history"]] for found in (whole, resumed))
+        np.testing.assert_allclose(other, one, rtol=1e-5)
+    for name, value in weights(whole.graph).items():
+        # Adam divides by the root of small squares: rounding grows, but stays far below a step of 2e-3.
+        np.testing.assert_allclose(weights(resumed.graph)[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_finished_training_is_not_trained_again(
+    graph: Graph, examples: tuple[Examples, Examples], tmp_path: Path
+) -> None:
+    first = run(graph, examples, tmp_path)
+    told: list[Mapping[str, float]] = []
+    again = run(graph, examples, tmp_path, tell=told.append)
+    assert told == [] and again.facts["history"] == first.facts["history"]
+    assert all(np.array_equal(weights(again.graph)[name], value) for name, value in weights(first.graph).items())
+
+
+def test_frozen_layers_stay(graph: Graph, examples: tuple[Examples, Examples]) -> None:
+    first, last = graph.nodes[1].name, [node.name for node in graph.nodes if node.weights][3]
+    before, after = weights(graph), weights(run(graph, examples, freeze=(f"{first} ~ {last}",)).graph)
+    changed = {name for name, value in before.items() if not np.array_equal(after[name], value)}
+    names = [node.name for node in graph.nodes]
+    frozen = set(names[names.index(first) : names.index(last) + 1])
+    assert changed == {name for name in before if name.split()[0] not in frozen}
+    assert 0 < len(changed) < len(before)
+
+
+def test_the_average_of_weights_lags_behind_them(graph: Graph, examples: tuple[Examples, Examples]) -> None:
+    plain, averaged = (weights(run(graph, examples, ema=ema, epochs=1).graph) for ema in (None, 0.99))
+    before = weights(graph)
+    for name, value in before.items():
+        # Steps 1 to 3 are mixed in with at least 1 - 1/10, 1 - 2/11 and 1 - 3/12: the first weights count little, but
+        # they count, and so do those between.
+        moved = np.abs(plain[name] - value).max()
+        assert np.abs(averaged[name] - plain[name]).max() <= 1.01 * moved
+    assert any(not np.array_equal(plain[name], averaged[name]) for name in before)
+
+
+def test_the_average_is_that_of_the_text() -> None:
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    network.set_weights([np.array([[1.0], [2.0]], np.float32)])
+    average = fitting._Average(network, 0.5)
+    network.set_weights([np.array([[3.0], [6.0]], np.float32)])
+    average.update(0)  # (1 + 0) / (10 + 0) of the old
+    first = 0.1 * np.array([1, 2]) + 0.9 * np.array([3, 6])
+    np.testing.assert_allclose(average.values[0].numpy()[:, 0], first, rtol=1e-6)
+    average.update(100)  # 101 / 110 is more than the half that was asked for
+    with average.in_place():
+        np.testing.assert_allclose(network.get_weights()[0][:, 0], (first + np.array([3, 6])) / 2, rtol=1e-6)
+    assert network.get_weights()[0].tolist() == [[3.0], [6.0]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "sgd", "learning_rate": 0.001, "clip": 1.0}, {"multi_scale": 0.5}, {"tensorboard": True}],
+)
+def test_other_settings_train_too(
+    graph: Graph, examples: tuple[Examples, Examples], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    found = run(graph, examples, tmp_path, epochs=3, **settings)
+    history = found.facts["history"]
+    assert history[-1]["val_loss"] < history[0]["val_loss"]
+    assert ("logs" in [path.name for path in tmp_path.iterdir()]) == ("tensorboard" in settings)
+    if "tensorboard" in settings:
+        import tensorflow as tf
+
+        (file,) = (tmp_path / "logs").iterdir()
+        steps = [event.step for event in tf.compat.v1.train.summary_iterator(str(file)) if event.summary.value]
+        assert sorted(set(steps)) == [1, 2, 3] and len(steps) == 3 * len(("loss", "val_loss", "map"))
+
+
+def test_sizes_are_whole_cells_of_the_networks_shape(graph: Graph) -> None:
+    assert graph.head is not None and graph.head.scales[0].stride == 8
+    # 64 pixels are 8 cells of 8; a quarter of that to either side.
+    assert fitting._sizes(graph, 0.25) == [(8 * cells, 8 * cells) for cells in range(6, 10 + 1)]
+    assert fitting._sizes(graph, 0.0) == [(64, 64)]
+
+
+def test_a_training_that_gets_no_better_ends(graph: Graph, examples: tuple[Examples, Examples]) -> None:
+    # Weights that hardly move: the validation's loss cannot fall in three epochs by more than rounding.
+    found = run(graph, examples, epochs=50, patience=3, learning_rate=1e-12)
+    assert found.facts["ended"] == "map was not better for 3 epochs"
+    assert len(found.facts["history"]) == found.facts["best_epoch"] + 3 < 50
+
+
+def test_a_training_that_diverges_ends_with_a_sentence(graph: Graph, examples: tuple[Examples, Examples]) -> None:
+    huge = {"optimizer": "sgd", "learning_rate": 10.0, "momentum": 0.0, "warmup": 0.0, "epochs": 30}
+    with pytest.raises(InputError, match="lower learning_rate"):
+        run(graph, examples, **huge)
+
+
+def test_pictures_without_labels_teach_no_labels(graph: Graph, examples: tuple[Examples, Examples]) -> None:
+    alone = dataclasses.replace(examples[0].pictures[0], labelled=False)
+    mixed = Examples((*examples[0].pictures[1:], alone), ())
+    with pytest.raises(InputError, match="1 of 12"):
+        run(graph, (mixed, examples[1]))
+
+
+def test_a_feature_is_a_layer(graph: Graph, examples: tuple[Examples, Examples]) -> None:
+    with pytest.raises(InputError, match="'nowhere'"):
+        run(graph, examples, features=("nowhere",), distill=1.0, teacher=graph)
+
+
+def test_inner_layers_are_compared_with_the_teachers(
+    graph: Graph, examples: tuple[Examples, Examples], tmp_path: Path
+) -> None:
+    other = toy_graph(tmp_path, seed=9)
+    inner = [node.name for node in graph.nodes if node.op == "Conv2D"][1]
+    losses = [
+        run(graph, examples, labels=False, distill=1.0, features=features, teacher=other, epochs=1).facts["history"][0]
+        for features in ((), (inner,))
+    ]
+    assert losses[0]["val_loss"] != losses[1]["val_loss"]
+
+
+def test_a_distillation_needs_a_teacher(graph: Graph, examples: tuple[Examples, Examples]) -> None:
+    with pytest.raises(InputError, match="none was given"):
+        run(graph, examples, distill=1.0)
+
+
+def test_mixed_precision_needs_a_gpu(graph: Graph, examples: tuple[Examples, Examples]) -> None:
+    if fitting._gpu_capability() is not None:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(InputError, match="needs a GPU"):
+        run(graph, examples, mixed_precision=True)
+
+
+def test_sixteen_bits_train_too(
+    graph: Graph, examples: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "_gpu_capability", lambda: (8, 0))
+    found = run(graph, examples, epochs=3)
+    assert found.facts["precision"] == "mixed_bfloat16"
+    assert found.facts["history"][-1]["val_loss"] < found.facts["history"][0]["val_loss"]
+    assert all(value.dtype == np.float32 for value in weights(found.graph).values())
+
+
+def test_the_time_left_leaves_out_the_slow_first_step(
+    graph: Graph, examples: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Mapping[str, float]] = []
+    run(graph, examples, tell=told.append)
+    # A first estimate comes with the second step, whatever the clock says.
+    assert told[0]["epoch"] == pytest.approx(2 / 3) and 0 < told[0]["seconds_left"] < told[0]["seconds"]
+
+
+def test_weights_come_back_exactly(graph: Graph) -> None:
+    from toolchain.keras_writer import to_keras
+
+    network = to_keras(graph)
+    kernel, bias = network.get_layer("conv_4").get_weights()
+    network.get_layer("conv_4").set_weights([kernel + 1, bias])
+    for before, after in zip(graph.nodes, with_weights_of(graph, network).nodes, strict=True):
+        for name, value in before.weights.items():
+            wanted = value + 1 if (before.name, name) == ("conv_4", "kernel") else value
+            assert np.array_equal(after.weights[name], wanted)

@@ -1,0 +1,158 @@
+"""What a network finds on pictures that it is not trained on, in the process that trains: its loss and its mAP."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from benchmarks.voc_metric import Found, Truths, average_precisions
+from deploy.contract import ROLES, Contract, Tensor
+from deploy.decode import decode
+from deploy.errors import InputError
+from deploy.nms import nms
+from deploy.picture import read_picture
+from deploy.preprocess import Preprocessor
+from toolchain.distillation import Objective
+from toolchain.graph import Graph
+from toolchain.reference import by_role
+from toolchain.shapes import shapes
+from toolchain.training_data import Examples
+
+#: The figures that mAP is reported with: accuracy's own (benchmarks/accuracy.py).
+_CONF, _NMS_IOU, _LIMIT, _IOU = 0.005, 0.45, 10_000, 0.5
+#: Most memory of the pictures that are kept between epochs, in bytes.
+_KEPT = 2 << 30
+
+
+@dataclasses.dataclass(eq=False)
+class Validation:
+    """Pictures to look at after every epoch; they are decoded once where memory allows it."""
+
+    graph: Graph
+    examples: Examples
+    batch: int
+    _kept: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def _contract(self) -> Contract:
+        return contract_of(self.graph)
+
+    def measure(
+        self, predict: Callable[[np.ndarray], Sequence[Any]], objective: Objective, teach: Callable[[Any], Any] | None,
+        *, labels: bool,
+    ) -> dict[str, float]:  # fmt: skip
+        """val_loss, the objective's mean over the pictures, and with labels map, 0 to 1: the darknet protocol's mean
+        over the classes that have a truth.
+
+        predict and teach: uint8 images (n, h, w, 3) to outputs as objective takes them, those of graph.outputs first.
+        """
+        total, seen = 0.0, 0
+        found, truths = _Flat(), _Flat()
+        for images, truth in self._batches():
+            outputs = predict(images)
+            loss = objective(truth, outputs, teach(images) if teach else None)
+            total += float(loss) * len(images)
+            if labels:
+                arrays = [np.asarray(output) for output in outputs[: len(self.graph.outputs)]]
+                for row in range(len(images)):
+                    self._detect(found, seen + row, [array[row : row + 1] for array in arrays])
+                    real = truth[row][truth[row, :, 4] >= 0]
+                    truths.add(seen + row, real[:, 4].astype(np.int64), real[:, :4])
+            seen += len(images)
+        figures = {"val_loss": total / seen}
+        if labels:
+            figures["map"] = self._map(truths, found)
+        return figures
+
+    def _map(self, truths: _Flat, found: _Flat) -> float:
+        known = truths.arrays()
+        every = Truths(known[0], known[1], known[2], np.zeros(len(known[0]), bool))
+        images, classes, boxes, scores = found.arrays()
+        figures = average_precisions(
+            every, Found(images, classes, boxes, scores), len(self.graph.labels), "darknet", _IOU
+        )
+        scored = figures[~np.isnan(figures)]
+        return float(scored.mean()) if len(scored) else 0.0
+
+    def _detect(self, found: _Flat, index: int, outputs: Sequence[np.ndarray]) -> None:
+        head = self.graph.head
+        assert head is not None
+        by_node = dict(zip(self.graph.outputs, outputs, strict=True))
+        roles = {
+            f"{role}_{scale.stride}": array
+            for scale in head.scales
+            for role, array in by_role(by_node, scale).items()
+        }
+        one = decode(roles, self._contract, _CONF)
+        one = one.take(nms(one.boxes, one.scores, one.class_ids, _NMS_IOU, _LIMIT))
+        found.add(index, one.class_ids.astype(np.int64), one.boxes, one.scores)
+
+    def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """images uint8 (n, h, w, 3) and truth float32 (n, M, 5), n at most the batch."""
+        most = max(1, *(len(example.objects) for example in self.examples.pictures))
+        with ThreadPoolExecutor(1, "validation") as pool:
+            waiting = pool.submit(self._read, 0, most)
+            for start in range(0, len(self.examples.pictures), self.batch):
+                now = waiting.result()
+                if start + self.batch < len(self.examples.pictures):
+                    waiting = pool.submit(self._read, start + self.batch, most)
+                yield now
+
+    def _read(self, start: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+        if start in self._kept:
+            return self._kept[start]
+        input = self.graph.input
+        assert input is not None
+        # Mean 0 and standard deviation 1 keep the pixels whole.
+        plain = dataclasses.replace(input, mean=(0.0,) * 3, std=(1.0,) * 3)
+        shape = (input.height, input.width, 3)
+        preprocess = Preprocessor(plain, Tensor(input.name, (1, *shape), "uint8", scale=1.0))
+        examples = self.examples.pictures[start : start + self.batch]
+        images = np.empty((len(examples), *shape), np.uint8)
+        truth = np.full((len(examples), most, 5), -1, np.float32)
+        for row, example in enumerate(examples):
+            try:
+                tensor, at = preprocess(read_picture(example.path))
+            except InputError as error:
+                raise InputError(f"a training's pictures can be read: {error}") from error
+            images[row] = tensor[0]
+            scale, pad = np.array([at.scale_x, at.scale_y] * 2), np.array([at.pad_x, at.pad_y] * 2)
+            truth[row, : len(example.objects), :4] = example.objects[:, :4] * scale + pad
+            truth[row, : len(example.objects), 4] = example.objects[:, 4]
+        if images.nbytes / len(images) * len(self.examples.pictures) <= _KEPT:
+            self._kept[start] = images, truth
+        return images, truth
+
+
+@dataclasses.dataclass(eq=False)
+class _Flat:
+    """Boxes of many pictures, one array after the other."""
+
+    parts: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)
+
+    def add(self, index: int, classes: np.ndarray, *others: np.ndarray) -> None:
+        self.parts.append((np.full(len(classes), index), classes, *others))
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return tuple(np.concatenate(columns) for columns in zip(*self.parts, strict=True))
+
+
+def contract_of(graph: Graph) -> Contract:
+    """As a float32 file of the graph would have it, so that its outputs are decoded alike."""
+    assert graph.input is not None and graph.head is not None
+    found, tensors, scales = shapes(graph), [], []
+    for scale in graph.head.scales:
+        height, width = found[next(iter(scale.outputs.values()))][:2]
+        widths = {"xy": 2, "wh": 2, "objectness": 1, "classes": len(graph.labels)}
+        for role in ROLES:
+            shape = (1, height, width, len(scale.anchors) * widths[role])
+            tensors.append(Tensor(f"{role}_{scale.stride}", shape, "float32"))
+        outputs: dict[str, str] = {role: f"{role}_{scale.stride}" for role in ROLES}
+        scales.append(dataclasses.replace(scale, outputs=outputs))
+    head = dataclasses.replace(graph.head, scales=tuple(scales))
+    return Contract(graph.name, graph.labels, graph.input, head, "float32", tuple(tensors))
