@@ -42,7 +42,6 @@ activation=relu
 LAYERS = ((8, 2), (16, 2), (24, 2), (32, 1))
 
 
-
 def toy_graph(folder: Path, layers: tuple[tuple[int, int], ...] = LAYERS, seed: int = 1) -> Graph:
     """layers: filters and stride of each."""
     text = CFG.format(layers="".join(LAYER.format(filters=count, stride=stride) for count, stride in layers))

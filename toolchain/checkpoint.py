@@ -1,7 +1,7 @@
 """The state of a training on disk: everything that the next step depends on, so that a killed training goes on as if
 nothing had happened.
 
-    FOLDER/state.npz    all variables (v0, v1, …) and, as JSON in "facts", step, epoch's loss so far, history, best figure
+    FOLDER/state.npz    all variables (v0, v1, …) and, as JSON in "facts", step, history, best figure and so on
     FOLDER/best.zip     the graph with the best weights so far
     FOLDER/logs/        TensorBoard's, where they are asked for
 
@@ -31,7 +31,7 @@ def save_state(folder: Path, variables: Sequence[np.ndarray], facts: Mapping[str
     arrays = {f"v{index}": _plain(array) for index, array in enumerate(variables)}
     part = folder / f".{_STATE}.part"
     with open(part, "wb") as file:
-        np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
+        np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
     os.replace(part, folder / _STATE)
 
 
@@ -46,7 +46,7 @@ def load_state(folder: Path) -> tuple[list[np.ndarray], dict[str, Any]] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             facts = json.loads(arrays["facts"].tobytes())
             return [arrays[f"v{index}"] for index in range(len(arrays.files) - 1)], facts
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -6,11 +6,12 @@ With p the teacher's probabilities, q the student's and o the teacher's objectne
 
     L = D(o ‖ q_o) + o · (Σ_d (√(1 + d²) - 1) + Σ_c D(p_c ‖ q_c))        D: Kullback-Leibler divergence
 
-which is 0, and flat, where the two agree; an IoU has a cusp there, and its gradient never rests. The four d are how far a
-box is from the teacher's: its centre's distance over the teacher's width and height, and the logarithms of the two
-sizes' ratios (Girshick et al. 2014, Rich feature hierarchies, appendix C, with the teacher's box as the proposal). Inner layers are compared by where they are active, whatever their number of channels
-(Zagoruyko and Komodakis 2017, Paying more attention to attention, equation 2): with A the mean over the channels of
-the squared activations, as a vector,  | A_s/|A_s| - A_t/|A_t| |².
+which is 0, and flat, where the two agree; an IoU has a cusp there, and its gradient never rests. The four d are how far
+a box is from the teacher's: its centre's distance over the teacher's width and height, and the logarithms of the two
+sizes' ratios (Girshick et al. 2014, Rich feature hierarchies, appendix C, with the teacher's box as the proposal).
+Inner layers are compared by where they are active, whatever their number of channels (Zagoruyko and Komodakis 2017,
+Paying more attention to attention, equation 2): with A the mean over the channels of the squared activations, as a
+vector,  | A_s/|A_s| - A_t/|A_t| |².
 
 Only the process that trains imports this module: it needs Keras.
 """

@@ -27,23 +27,13 @@ from toolchain.graph import Graph, Node
 from toolchain.input_size import resized
 from toolchain.keras_writer import to_keras
 from toolchain.scope import select
-from toolchain.training import Progress, Training
+from toolchain.training import AVERAGES, GRADIENTS, SQUARES, Progress, Training, memory
 from toolchain.training_batches import Batches, feed
 from toolchain.training_data import Examples
 from toolchain.validation import Validation
 
 _SECONDS_BETWEEN_REPORTS = 2.0
 _SECONDS_BETWEEN_STATES = 30.0
-#: Keras's memories, which are too long for a short training: those of AdamW's gradients and of their squares (the first,
-#: huge gradients would brake it until its end) and of batch norm's averages. In steps, at most; and the part of all
-#: steps that they are at most, but never below the least.
-_GRADIENTS, _SQUARES, _AVERAGES = (10, 1 / 100, 6), (1000, 1 / 15, 50), (100, 1 / 40, 20)
-
-
-def _memory(steps: int, limits: tuple[int, float, int]) -> float:
-    """The share of the old in a moving average whose memory suits a training of so many steps."""
-    most, part, least = limits
-    return 1 - 1 / min(most, max(least, steps * part))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,8 +57,8 @@ def fit(
     alone = sum(not example.labelled for example in learning.pictures)
     if training.labels and alone:
         raise InputError(
-            f"labels are those of every picture: {alone} of {len(learning.pictures)} have none; leave them out, or train"
-            " without labels"
+            f"labels are those of every picture: {alone} of {len(learning.pictures)} have none; leave them out, or "
+            "train without labels"
         )
     batches = Batches(learning, graph.input, training)
     with _strategy(training.batch) as strategy:
@@ -112,6 +102,9 @@ class _Run:
         self.devices, self.device = devices, _device()
         self.sizes = _sizes(graph, training.multi_scale)
         self.trainee = _trainee(graph, training, teacher, self.sizes, devices, self.precision, allow_lambda)
+        for layer in self.trainee.network.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.momentum = memory(self.steps, AVERAGES)
         self.trainee.compile(optimizer=_optimizer(training, self.steps), jit_compile=keras.backend.backend() == "jax")
         self.trainee.optimizer.build(self.trainee.trainable_variables)
         self.average = _Average(self.trainee.network, training.ema) if training.ema is not None else None
@@ -298,7 +291,7 @@ def _optimizer(training: Training, steps: int) -> Any:
     if training.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(rate, momentum=training.momentum, nesterov=training.momentum > 0, **common)
     else:
-        betas = _memory(steps, _GRADIENTS), _memory(steps, _SQUARES)
+        betas = memory(steps, GRADIENTS), memory(steps, SQUARES)
         optimizer = keras.optimizers.AdamW(rate, beta_1=betas[0], beta_2=betas[1], **common)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
@@ -379,7 +372,7 @@ def _watching(graph: Graph, layers: Sequence[str]) -> Graph:
     """The graph with the outputs of inner layers behind its own."""
     for name in layers:
         if name not in graph.by_name:
-            raise InputError(f"a feature is a layer of the network: {graph.name!r} has no {name!r}; see slimdet inspect")
+            raise InputError(f"a feature is a layer: {graph.name!r} has no {name!r}; slimdet inspect lists its layers")
     return dataclasses.replace(graph, outputs=(*graph.outputs, *layers))
 
 
@@ -400,8 +393,8 @@ def _networks(graph: Graph, sizes: Sequence[tuple[int, int]], allow_lambda: bool
 
 
 class _Average:
-    """The exponential moving average of a network's weights, batch norm's statistics among them: Keras's own leaves these
-    out, and weights of some time ago do not go with the statistics of now.
+    """The exponential moving average of a network's weights, batch norm's statistics among them: Keras's own leaves
+    these out, and weights of some time ago do not go with the statistics of now.
 
     With t the steps so far, the share of the old is at most (1 + t) / (10 + t): the first weights are soon forgotten.
     """
@@ -511,7 +504,7 @@ class _Watch(keras.callbacks.Callback):
 def _event_files(folder: Path) -> Callable[[int, Mapping[str, float]], None]:
     """Writes an epoch's figures for TensorBoard, which need not be installed where a network is trained."""
     if keras.backend.backend() != "tensorflow":
-        raise InputError("TensorBoard's logs are written by TensorFlow, which does not train here; leave tensorboard out")
+        raise InputError("TensorBoard's logs are written by TensorFlow, which does not train here; set tensorboard off")
     import tensorflow as tf
 
     writer = tf.summary.create_file_writer(str(folder / "logs"))

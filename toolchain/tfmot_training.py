@@ -28,12 +28,9 @@ from toolchain.graph import Graph, Node
 from toolchain.kernel_report import KERNELS, with_kernel
 from toolchain.scope import select
 from toolchain.train import data_from_json, data_to_json
-from toolchain.training import Progress, Training, TrainingData
+from toolchain.training import AVERAGES, GRADIENTS, SQUARES, Progress, Training, TrainingData, memory
 
 _SECONDS_BETWEEN_REPORTS = 2.0
-#: As in fit.py, in steps: the memories of AdamW's gradients and of their squares, and of batch norm's averages; at
-#: most, as a part of all steps, and at least.
-_GRADIENTS, _SQUARES, _AVERAGES = (10, 1 / 100, 6), (1000, 1 / 15, 50), (100, 1 / 40, 20)
 #: Settings that these stages cannot follow, with the only value that they take.
 _FIXED: Mapping[str, tuple[Any, str]] = {
     "ema": (None, "averaged weights are neither sparse nor clustered"),
@@ -208,7 +205,7 @@ def train_in_child(
     steps = settings.epochs * batches.steps_per_epoch
     for layer in model.layers:
         if isinstance(layer, tf_keras.layers.BatchNormalization):
-            layer.momentum = _memory(steps, _AVERAGES)
+            layer.momentum = memory(steps, AVERAGES)
     wrapped = wrap(model, steps)
     teaching = None if teacher is None else _teacher(graph_file.load(Path(teacher)), allow_lambda)
     with open(told, "a", encoding="utf-8") as lines:
@@ -363,21 +360,12 @@ def _optimizer(settings: Training, variables: Sequence[Any], steps: int) -> Any:
     if settings.optimizer == "sgd":
         optimizer = tf_keras.optimizers.SGD(rate, settings.momentum, nesterov=settings.momentum > 0, **shared)
     else:
-        betas = _memory(steps, _GRADIENTS), _memory(steps, _SQUARES)
+        betas = memory(steps, GRADIENTS), memory(steps, SQUARES)
         optimizer = tf_keras.optimizers.AdamW(rate, beta_1=betas[0], beta_2=betas[1], **shared)
     optimizer.exclude_from_weight_decay(var_list=[variable for variable in variables if not _is_kernel(variable)])
     return optimizer
-
-
-def _memory(steps: int, limits: tuple[int, float, int]) -> float:
-    """The share of the old in a moving average whose memory suits a training of so many steps."""
-    most, part, least = limits
-    return 1 - 1 / min(most, max(least, steps * part))
-
-
 def _is_kernel(variable: Any) -> bool:
     return weight_name(variable) in KERNELS
-
 
 def weight_name(variable: Any) -> str:
     """"kernel" of a tf_keras variable that is called "conv/kernel:0"."""

@@ -45,7 +45,8 @@ def train(
     if use_best:
         return _best_so_far(checkpoint_folder)
     with child_process.folder() as place:
-        before, theirs, after, told = (place / name for name in ("before.zip", "teacher.zip", "after.zip", "told.jsonl"))
+        names = ("before.zip", "teacher.zip", "after.zip", "told.jsonl")
+        before, theirs, after, told = (place / name for name in names)
         graph_file.save(graph, before)
         if teacher is not None:
             graph_file.save(teacher, theirs)

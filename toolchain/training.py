@@ -16,6 +16,18 @@ from toolchain.graph import Graph
 Progress = Callable[[Mapping[str, float]], None]
 
 
+#: Keras's memories, which are too long for a short training: those of AdamW's gradients and of their squares (the
+#: first, huge gradients would brake it until its end) and of batch norm's averages. In steps, at most; and the part of
+#: all steps that they are at most, but never below the least.
+GRADIENTS, SQUARES, AVERAGES = (10, 1 / 100, 6), (1000, 1 / 15, 50), (100, 1 / 40, 20)
+
+
+def memory(steps: int, limits: tuple[int, float, int]) -> float:
+    """The share of the old in a moving average whose memory suits a training of so many steps."""
+    most, part, least = limits
+    return 1 - 1 / min(most, max(least, steps * part))
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """How to train. Raises InputError when a value makes no sense."""

@@ -16,7 +16,7 @@ from deploy.decode import decode
 from deploy.errors import InputError
 from deploy.nms import nms
 from deploy.picture import read_picture
-from deploy.preprocess import Preprocessor
+from deploy.preprocess import Placement, Preprocessor, to_source
 from toolchain.distillation import Objective
 from toolchain.graph import Graph
 from toolchain.reference import by_role
@@ -25,6 +25,10 @@ from toolchain.training_data import Examples
 
 #: The figures that mAP is reported with: accuracy's own (benchmarks/accuracy.py).
 _CONF, _NMS_IOU, _LIMIT, _IOU = 0.005, 0.45, 10_000, 0.5
+#: From a box's outer edges to VOC's way to count pixels, from 1 and with both ends inside. Detections are moved by 1.
+_VOC = np.array([1, 1, 0, 0])
+#: images uint8 (n, h, w, 3), truth float32 (n, M, 5), and where each picture lies in the input; n is at most the batch.
+_Batch = tuple[np.ndarray, np.ndarray, list[Placement]]
 #: Most memory of the pictures that are kept between epochs, in bytes.
 _KEPT = 2 << 30
 
@@ -36,7 +40,7 @@ class Validation:
     graph: Graph
     examples: Examples
     batch: int
-    _kept: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    _kept: dict[int, _Batch] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def _contract(self) -> Contract:
@@ -53,16 +57,16 @@ class Validation:
         """
         total, seen = 0.0, 0
         found, truths = _Flat(), _Flat()
-        for images, truth in self._batches():
+        for images, truth, placements in self._batches():
             outputs = predict(images)
             loss = objective(truth, outputs, teach(images) if teach else None)
             total += float(loss) * len(images)
             if labels:
                 arrays = [np.asarray(output) for output in outputs[: len(self.graph.outputs)]]
-                for row in range(len(images)):
-                    self._detect(found, seen + row, [array[row : row + 1] for array in arrays])
-                    real = truth[row][truth[row, :, 4] >= 0]
-                    truths.add(seen + row, real[:, 4].astype(np.int64), real[:, :4])
+                for row, placement in enumerate(placements):
+                    objects = self.examples.pictures[seen + row].objects
+                    truths.add(seen + row, objects[:, 4].astype(np.int64), objects[:, :4] + _VOC)
+                    self._detect(found, seen + row, [array[row : row + 1] for array in arrays], placement)
             seen += len(images)
         figures = {"val_loss": total / seen}
         if labels:
@@ -79,7 +83,7 @@ class Validation:
         scored = figures[~np.isnan(figures)]
         return float(scored.mean()) if len(scored) else 0.0
 
-    def _detect(self, found: _Flat, index: int, outputs: Sequence[np.ndarray]) -> None:
+    def _detect(self, found: _Flat, index: int, outputs: Sequence[np.ndarray], placement: Placement) -> None:
         head = self.graph.head
         assert head is not None
         by_node = dict(zip(self.graph.outputs, outputs, strict=True))
@@ -90,10 +94,10 @@ class Validation:
         }
         one = decode(roles, self._contract, _CONF)
         one = one.take(nms(one.boxes, one.scores, one.class_ids, _NMS_IOU, _LIMIT))
-        found.add(index, one.class_ids.astype(np.int64), one.boxes, one.scores)
+        boxes = to_source(one.boxes, placement, clip=False).astype(np.float64) + 1
+        found.add(index, one.class_ids.astype(np.int64), boxes, one.scores)
 
-    def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """images uint8 (n, h, w, 3) and truth float32 (n, M, 5), n at most the batch."""
+    def _batches(self) -> Iterator[_Batch]:
         most = max(1, *(len(example.objects) for example in self.examples.pictures))
         with ThreadPoolExecutor(1, "validation") as pool:
             waiting = pool.submit(self._read, 0, most)
@@ -103,7 +107,7 @@ class Validation:
                     waiting = pool.submit(self._read, start + self.batch, most)
                 yield now
 
-    def _read(self, start: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, start: int, most: int) -> _Batch:
         if start in self._kept:
             return self._kept[start]
         input = self.graph.input
@@ -115,18 +119,20 @@ class Validation:
         examples = self.examples.pictures[start : start + self.batch]
         images = np.empty((len(examples), *shape), np.uint8)
         truth = np.full((len(examples), most, 5), -1, np.float32)
+        placements = []
         for row, example in enumerate(examples):
             try:
                 tensor, at = preprocess(read_picture(example.path))
             except InputError as error:
                 raise InputError(f"a training's pictures can be read: {error}") from error
             images[row] = tensor[0]
+            placements.append(at)
             scale, pad = np.array([at.scale_x, at.scale_y] * 2), np.array([at.pad_x, at.pad_y] * 2)
             truth[row, : len(example.objects), :4] = example.objects[:, :4] * scale + pad
             truth[row, : len(example.objects), 4] = example.objects[:, 4]
         if images.nbytes / len(images) * len(self.examples.pictures) <= _KEPT:
-            self._kept[start] = images, truth
-        return images, truth
+            self._kept[start] = images, truth, placements
+        return images, truth, placements
 
 
 @dataclasses.dataclass(eq=False)
