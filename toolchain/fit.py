@@ -62,7 +62,7 @@ def fit(
         )
     batches = Batches(learning, graph.input, training)
     with _strategy(training.batch) as strategy:
-        run = _Run(graph, training, teacher, batches, watched, folder, tell, strategy, allow_lambda)
+        run = Run(graph, training, teacher, batches, watched, folder, tell, strategy, allow_lambda)
         run.restore()
         return run.fit()
 
@@ -88,7 +88,7 @@ def _strategy(batch: int) -> Any:
         yield len(devices)
 
 
-class _Run:
+class Run:
     """A training as it goes on."""
 
     def __init__(
@@ -153,7 +153,7 @@ class _Run:
     def fit(self) -> Fitted:
         begin = time.monotonic()
         while self.step < self.steps and not self.ended:
-            self._epoch(self.step // self.per_epoch)
+            self.epoch(self.step // self.per_epoch)
         best = checkpoint.load_best(self.folder) if self.folder else None
         graph = best or self.best_graph
         facts = {
@@ -169,7 +169,8 @@ class _Run:
         }
         return Fitted(graph, facts)
 
-    def _epoch(self, epoch: int) -> None:
+    def epoch(self, epoch: int) -> None:
+        """Trains from the step that was reached to the epoch's end, and looks at the validation pictures."""
         training = self.training
         size = self.sizes[int(np.random.default_rng((training.seed, epoch)).integers(len(self.sizes)))]
         mosaic = epoch < training.epochs * (1 - training.close_mosaic)
@@ -436,7 +437,7 @@ class _Average:
 class _Watch(keras.callbacks.Callback):
     """Tells how far a training is, saves its state now and then, and ends one that diverges."""
 
-    def __init__(self, tell: Progress, run: _Run) -> None:
+    def __init__(self, tell: Progress, run: Run) -> None:
         super().__init__()
         self.tell, self._run = tell, run
         self.begin = self._last = self._saved = time.monotonic()

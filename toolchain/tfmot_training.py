@@ -364,8 +364,11 @@ def _optimizer(settings: Training, variables: Sequence[Any], steps: int) -> Any:
         optimizer = tf_keras.optimizers.AdamW(rate, beta_1=betas[0], beta_2=betas[1], **shared)
     optimizer.exclude_from_weight_decay(var_list=[variable for variable in variables if not _is_kernel(variable)])
     return optimizer
+
+
 def _is_kernel(variable: Any) -> bool:
     return weight_name(variable) in KERNELS
+
 
 def weight_name(variable: Any) -> str:
     """"kernel" of a tf_keras variable that is called "conv/kernel:0"."""
