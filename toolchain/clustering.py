@@ -71,7 +71,7 @@ def cluster(
     Raises what tfmot_training.layer_reasons and train_wrapped raise.
     """
     why_not = functools.partial(_why_not, clusters=settings.clusters)
-    reasons = layer_reasons(graph, settings.include, settings.exclude, training, why_not)
+    reasons = layer_reasons(graph, settings.include, settings.exclude, training, why_not, predictions_stay=True)
     changed, facts = train_wrapped(
         "toolchain.clustering:cluster_in_child",
         graph,

@@ -145,6 +145,9 @@ class Run:
             "history": self.history,
             "best": self.best,
             "watched": self.watched,
+            "device": self.device,
+            "precision": self.precision,
+            "seconds_per_step": self.watch.seconds_per_step(),
             "loss_so_far": self.loss_so_far,
             "ended": self.ended,
         }

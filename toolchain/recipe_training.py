@@ -47,7 +47,7 @@ class _Steps(Settings):
     color: _Strength = 0.0
     """Strength of the changes of hue, saturation and brightness; at 1 those of YOLOv4."""
     seed: Seed = 1
-    """Of the order of the pictures, their changes, and which are held out."""
+    """Of the order of the pictures, and their changes."""
 
 
 class _Course(Settings):

@@ -74,7 +74,7 @@ def sparsify(
     Raises what tfmot_training.layer_reasons and train_wrapped raise.
     """
     why_not = functools.partial(_why_not, pattern=settings.pattern)
-    reasons = layer_reasons(graph, settings.include, settings.exclude, training, why_not)
+    reasons = layer_reasons(graph, settings.include, settings.exclude, training, why_not, predictions_stay=True)
     changed, facts = train_wrapped(
         "toolchain.sparsity:sparsify_in_child",
         graph,

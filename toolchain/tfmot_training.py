@@ -96,19 +96,27 @@ def layer_reasons(
     exclude: Sequence[str],
     training: Training,
     why_not: Callable[[Node], str],
+    *,
+    predictions_stay: bool = False,
 ) -> dict[str, str]:
     """For every node with a kernel why a stage leaves it alone, "" where it does not; why_not knows what the stage
     cannot do with a layer by itself.
 
+    With predictions_stay, and without include, the layers that predict stay as they are: few weights, on which every
+    box hangs.
+
     Raises InputError for patterns that take nothing, and GraphError where no layer is left.
     """
     chosen, frozen = select(graph, include, exclude), frozen_nodes(graph, training)
+    predicting = frozenset() if include or not predictions_stay else frozenset(graph.outputs)
     reasons = {}
     for node in with_kernel(graph):
         if node.name not in chosen:
             reasons[node.name] = "left out by the scope"
         elif node.name in frozen:
             reasons[node.name] = "frozen"
+        elif node.name in predicting:
+            reasons[node.name] = "it predicts; include it by name"
         elif node.shared_with or any(other.shared_with == node.name for other in graph.nodes):
             reasons[node.name] = "its weights are used twice"
         else:
@@ -196,7 +204,7 @@ def train_in_child(
     settings = Training(**{**training, **lists})
     graph = graph_file.load(Path(before))
     assert graph.input is not None
-    learning, watched = split_examples(data_from_json(data), graph, settings.seed)
+    learning, watched = split_examples(data_from_json(data), graph)
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(settings.seed)
     batches = Batches(learning, graph.input, settings)

@@ -85,7 +85,7 @@ def _best_so_far(folder: Path | None) -> Trained:
     if facts is None or graph is None:
         raise InputError("the best weights so far are those of a whole epoch: none has ended yet; train on")
     done = f"taken as it was after {facts['step']} of {facts['steps']} steps"
-    kept = {key: facts[key] for key in ("history", "watched")}
+    kept = {key: facts[key] for key in ("history", "watched", "device", "precision", "seconds_per_step")}
     return Trained(
         graph, {**kept, "steps": facts["step"], "best_epoch": facts["best"]["epoch"], "ended": facts["ended"] or done}
     )
@@ -129,13 +129,15 @@ def train_in_child(
             tf.config.experimental.set_memory_growth(gpu, True)
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(settings.seed)
-    learning, watched = split_examples(data_from_json(data), graph, settings.seed)
+    learning, watched = split_examples(data_from_json(data), graph)
     with open(told, "a", encoding="utf-8") as lines:
 
         def tell(facts: Mapping[str, float]) -> None:
             lines.write(json.dumps(facts) + "\n")
             lines.flush()
 
+        # The first step, in which the network is compiled, takes many seconds.
+        tell({"epoch": 0.0, "epochs": settings.epochs})
         fitted = fit(
             graph, settings, learning, watched, graph_file.load(Path(teacher)) if teacher else None,
             Path(folder) if folder else None, tell, allow_lambda=allow_lambda,

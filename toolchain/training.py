@@ -10,9 +10,10 @@ from typing import Any, Literal
 from deploy.errors import InputError
 from toolchain.graph import Graph
 
-#: What is told while training, every few seconds and at the end of every epoch: epoch (how many are done, with
-#: fractions), epochs, loss (mean of the epoch so far), seconds, seconds_left; at the end of an epoch also what was
-#: measured on the validation pictures: val_loss, and with labels map.
+#: What is told while training: epoch 0 of epochs before the first step; then, every few seconds and at the end of
+#: every epoch, epoch (how many are done, with fractions), epochs, loss (mean of the epoch so far), seconds and
+#: seconds_left; at the end of an epoch also what was measured on the validation pictures, val_loss and, with labels,
+#: map.
 Progress = Callable[[Mapping[str, float]], None]
 
 
@@ -46,7 +47,7 @@ class Training:
     #: The gradients' greatest norm, of all together; longer ones are shortened. None: as they are.
     clip: float | None = None
     #: What is kept are the weights' exponential moving average, each step with this share of the one before; None: the
-    #: last weights.
+    #: last weights. The share is less in the first steps, so that the weights they began with are forgotten.
     ema: float | None = None
     #: Layers that keep their weights and their batch norm's statistics: patterns as scope.py has them.
     freeze: tuple[str, ...] = ()
@@ -125,7 +126,7 @@ class TrainingData:
     train: tuple[PictureFolder, ...]
     #: Empty: a share of train is held out.
     validation: tuple[PictureFolder, ...] = ()
-    #: Share of train's pictures that are held out, drawn by the training's seed.
+    #: Share of train's pictures that are held out, the same in every training.
     share: float = 0.1
 
 

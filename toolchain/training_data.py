@@ -72,11 +72,12 @@ def read_examples(folders: Sequence[PictureFolder], graph: Graph) -> Examples:
     return Examples(tuple(pictures), tuple(dict.fromkeys(left_out)))
 
 
-def split_examples(data: TrainingData, graph: Graph, seed: int) -> tuple[Examples, Examples]:
+def split_examples(data: TrainingData, graph: Graph, seed: int = 0) -> tuple[Examples, Examples]:
     """What is trained on, and what is watched.
 
     Without validation folders a share of the pictures, drawn by the seed, is held out: at least one, unless the share
-    is 0. Pictures that are there twice, or are watched too, are told in the first one's `left_out`.
+    is 0. All trainings of a recipe hold out the same, whatever their own seeds: none is watched on what another saw.
+    Pictures that are there twice, or are watched too, are told in the first one's `left_out`.
 
     Raises InputError as read_examples does, for a share that is not 0 to below 1, and when nothing is left to train on.
     """

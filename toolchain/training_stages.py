@@ -139,6 +139,9 @@ class _Told:
     def tell(self, facts: Mapping[str, float]) -> None:
         self._now = {**self._now, **facts}
         now = self._now
+        if "loss" not in now:
+            self._work.progress(0, 0, f"compiles its first of {now['epochs']:.0f} epochs")
+            return
         text = f"epoch {now['epoch']:.1f} of {now['epochs']:.0f}, loss {now['loss']:.3g}"
         text += f", mAP {100 * now['map']:.2f} %" if "map" in now else ""
         self._work.progress(now["epoch"], now["epochs"], f"{text}, {now['seconds_left']:.0f} s left")
