@@ -233,3 +233,20 @@ def test_weights_come_back_exactly(graph: Graph) -> None:
         for name, value in before.weights.items():
             wanted = value + 1 if (before.name, name) == ("conv_4", "kernel") else value
             assert np.array_equal(after.weights[name], wanted)
+
+
+@pytest.mark.slow
+def test_the_reference_network_trains_with_its_backbone_frozen(tmp_path: Path) -> None:
+    from toolchain.yolov4 import YoloV4, build_yolov4
+
+    network, _ = build_yolov4(YoloV4(("red", "blue"), backbone="efficientnet-b0", size=(64, 64)), seed=1)
+    write_squares(tmp_path, {"train": 2, "val": 1})
+    pictures = split_examples(squares_data(tmp_path), network, 0)
+    # The first step's size is 0: the warm-up begins there.
+    found = run(network, pictures, batch=2, epochs=3, freeze=("stem_conv_pad ~ top_activation",), optimizer="sgd")
+    before, after = weights(network), weights(found.graph)
+    names = [node.name for node in network.nodes]
+    head = names[names.index("top_activation") + 1 :]
+    changed = {name.split()[0] for name in before if not np.array_equal(before[name], after[name])}
+    # Deep in a random head a gradient can be less than a float32's last bit.
+    assert changed <= set(head) and {"conv2d_37", "conv2d_29", "conv2d_21"} <= changed

@@ -211,12 +211,14 @@ class Run:
         facts = self.history[-1]
         if not all(math.isfinite(value) for value in facts.values()):
             raise InputError(f"a training's loss is finite: it diverged in epoch {epoch}; lower learning_rate")
-        figure = facts.get(self.watched, 0.0)
+        figure, loss = facts.get(self.watched, 0.0), facts.get("val_loss", 0.0)
         better = not self.best or not self.watched
         if not better:
-            better = figure > self.best["figure"] if self.watched == "map" else figure < self.best["figure"]
+            # Of equal mAPs, on few pictures or none found yet, the lower loss is the better one.
+            sign = -1 if self.watched == "map" else 1
+            better = (sign * figure, loss) < (sign * self.best["figure"], self.best["loss"])
         if better:
-            self.best = {"epoch": epoch, "figure": figure}
+            self.best = {"epoch": epoch, "figure": figure, "loss": loss}
             self.best_graph = with_weights_of(self.graph, self.trainee.network)
             if self.folder:
                 checkpoint.save_best(self.folder, self.best_graph)
