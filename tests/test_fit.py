@@ -1,4 +1,7 @@
 import dataclasses
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -250,3 +253,49 @@ def test_the_reference_network_trains_with_its_backbone_frozen(tmp_path: Path) -
     changed = {name.split()[0] for name in before if not np.array_equal(before[name], after[name])}
     # Deep in a random head a gradient can be less than a float32's last bit.
     assert changed <= set(head) and {"conv2d_37", "conv2d_29", "conv2d_21"} <= changed
+
+
+_SEVERAL = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import tensorflow as tf
+tests, folder, devices = sys.argv[1:]
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(devices))
+sys.path.insert(0, tests)
+import keras
+import squares
+from toolchain.fit import fit
+from toolchain.training import Training
+from toolchain.training_data import split_examples
+# Each device has batch statistics of its own part: without batch norms all compute the same.
+squares.LAYER = squares.LAYER.replace("batch_normalize=1", "")
+graph = squares.toy_graph(Path(folder))
+keras.utils.set_random_seed(0)
+pictures = split_examples(squares.squares_data(Path(folder)), graph, 0)
+training = Training(epochs=3, batch=4, ema=0.9, mosaic=0.5, clip=5.0, distill=0.5)
+found = fit(graph, training, *pictures, graph, None, lambda facts: None)
+total = sum(float(np.abs(value).sum()) for node in found.graph.nodes for value in node.weights.values())
+print(json.dumps({**found.facts, "weights": total}))
+"""
+
+
+@pytest.mark.slow
+def test_several_devices_share_a_batch_and_learn_the_same(tmp_path: Path) -> None:
+    write_squares(tmp_path, {"train": 12, "val": 3})
+    one, two = (
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", _SEVERAL, str(Path(__file__).parent), str(tmp_path), str(devices)],
+                check=True, capture_output=True, cwd=Path(__file__).parents[1],
+            ).stdout.splitlines()[-1]
+        )
+        for devices in (1, 2)
+    )  # fmt: skip
+    values = [[epoch["loss"] for epoch in found["history"]] for found in (one, two)]
+    # Sums in another order; Adam, which divides by the root of small squares, spreads that from step to step.
+    assert values[1][0] == pytest.approx(values[0][0], rel=1e-5)
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-3)
+    assert two["weights"] == pytest.approx(one["weights"], rel=1e-4)
+    assert (one["steps"], two["steps"]) == (9, 9)

@@ -187,8 +187,18 @@ def test_a_picture_that_cannot_be_decoded_is_an_error_that_names_it(examples: Ex
         batches.make(0, SIZE, False)
 
 
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """Threads of trainings that another test's error cut off, as long as its traceback holds them."""
+    _OTHERS.clear()
+    _OTHERS.update(threading.enumerate())
+
+
+_OTHERS: set[threading.Thread] = set()
+
+
 def makers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+    return [thread for thread in set(threading.enumerate()) - _OTHERS if thread.name.startswith("batches")]
 
 
 @pytest.mark.parametrize("workers", [1, 3])

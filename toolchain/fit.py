@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from toolchain.validation import Validation
 
 _SECONDS_BETWEEN_REPORTS = 2.0
 _SECONDS_BETWEEN_STATES = 30.0
+#: images and truth of one batch after the other, as training_batches.py has them.
+_Fed = Generator[tuple[np.ndarray, np.ndarray], None, None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,6 +90,24 @@ def _strategy(batch: int) -> Any:
         yield len(devices)
 
 
+def _shared(feeding: Callable[[], _Fed], devices: int) -> Any:
+    """The batches as Keras's fit takes them: with several devices each gets an equal part of every batch."""
+    if devices == 1:
+        return feeding()
+    import tensorflow as tf
+
+    def parts() -> _Fed:
+        # Keras looks at the first batch, and then begins anew.
+        with contextlib.closing(feeding()) as fed:
+            for images, truth in fed:
+                yield from zip(np.split(images, devices), np.split(truth, devices), strict=True)
+
+    with contextlib.closing(parts()) as some:
+        signature = tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in next(some))
+    dataset = tf.data.Dataset.from_generator(parts, output_signature=signature).prefetch(2 * devices)
+    return tf.distribute.get_strategy().distribute_datasets_from_function(lambda context: dataset)
+
+
 class Run:
     """A training as it goes on."""
 
@@ -110,6 +130,7 @@ class Run:
         self.average = _Average(self.trainee.network, training.ema) if training.ema is not None else None
         self.own_size, self.functions = self.trainee.size, dict[tuple[int, int], Any]()
         self.validation = Validation(graph, watched, training.batch) if watched.pictures else None
+        self.predictors = _predictors(self.trainee)
         self.watched = ("map" if training.labels else "val_loss") if self.validation else ""
         self.watch = _Watch(tell, self)
         self.history: list[dict[str, float]] = []
@@ -177,15 +198,15 @@ class Run:
         training = self.training
         size = self.sizes[int(np.random.default_rng((training.seed, epoch)).integers(len(self.sizes)))]
         mosaic = epoch < training.epochs * (1 - training.close_mosaic)
-        last = (epoch + 1) * self.per_epoch
+        first, last = self.step, (epoch + 1) * self.per_epoch
         workers = max(1, (os.cpu_count() or 1) - 1)
         # A function a size: one for all would be traced anew for pictures of any size, and choose no network.
         self.trainee.size, self.trainee.train_function = size, self.functions.get(size)
         self.trainee.fit(
-            feed(self.batches, self.step, last, size, mosaic, workers),
+            _shared(lambda: feed(self.batches, first, last, size, mosaic, workers), self.devices),
             epochs=epoch + 1,
             initial_epoch=epoch,
-            steps_per_epoch=last - self.step,
+            steps_per_epoch=last - first,
             callbacks=[self.watch],
             shuffle=False,
             verbose=0,
@@ -195,9 +216,8 @@ class Run:
         facts = self.watch.facts(self.step / self.per_epoch, self.watch.loss)
         with self.average.in_place() if self.average else contextlib.nullcontext():
             if self.validation:
-                facts |= self.validation.measure(
-                    self.trainee.predict_on_batch, self.trainee.objective, self.trainee.teach, labels=training.labels
-                )
+                predict, teach = self.predictors
+                facts |= self.validation.measure(predict, self.trainee.objective, teach, labels=training.labels)
             self.history.append(facts)
             self._judge(epoch + 1)
         self.loss_so_far = []
@@ -351,15 +371,6 @@ def _trainee(
             one = teachers[self.size]
             return _listed(one(self._normal(images), training=False))
 
-        @property
-        def teach(self) -> Any:
-            """The teacher's outputs for uint8 images, compiled; None where there is no teacher."""
-            if not teachers:
-                return None
-            return lambda images: _listed(
-                next(iter(teachers.values())).predict_on_batch(np.asarray(self._normal(images)))
-            )
-
         def compute_loss(
             self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
         ) -> Any:
@@ -368,6 +379,17 @@ def _trainee(
             return found / devices
 
     return Trainee()
+
+
+def _predictors(trainee: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any] | None]:
+    """Compiled functions of uint8 images of the network's own size: the network's outputs, and the teacher's, None
+    where there is none. With several devices predict_on_batch would give each of them the whole batch."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        teach = tf.function(trainee.taught) if trainee.teachers else None
+        return tf.function(lambda images: trainee(images, training=False)), teach
+    return trainee.predict_on_batch, trainee.taught if trainee.teachers else None
 
 
 def _listed(outputs: Any) -> list[Any]:
