@@ -33,6 +33,7 @@ def test_kernels_have_few_values_and_so_has_each_channel_of_the_file(
         result = cluster(graph, Clustering(8, exclude=("near",)), TRAINING, data())
     assert {layer.name: layer.reason for layer in result.layers if layer.reason} == {
         "near": "left out by the scope",
+        "far": "it predicts; include it by name",
         "depthwise": "DepthwiseConv2D: tensorflow-model-optimization leaves its few weights alone",
     }
     for layer in result.layers:
