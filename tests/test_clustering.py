@@ -12,8 +12,8 @@ from toolchain.clustering import Clustering, _why_not, _wrapped, cluster
 from toolchain.convert import convert
 from toolchain.graph import Graph
 from toolchain.kernel_report import packed_bytes
-from toolchain.keras_writer import to_keras
-from toolchain.tf_keras_writer import to_tf_keras, with_weights_of_tf_keras
+from toolchain.keras_writer import to_keras, with_weights_of
+from toolchain.tf_keras_writer import to_tf_keras
 from toy_network import SIDE, toy_graph
 
 NAMES = ("conv_0", "conv_1", "grouped", "depthwise", "conv_2", "conv_3")
@@ -64,7 +64,7 @@ def test_what_is_handed_back_computes_what_was_trained(init: str, monkeypatch: p
     wrapped = _wrapped(model, 10, settings)
     pictures = np.random.default_rng(0).uniform(0, 1, (2, SIDE, SIDE, 3)).astype(np.float32)
     expected = [np.asarray(output) for output in wrapped.model(pictures, training=False)]
-    clustered = with_weights_of_tf_keras(graph, wrapped.strip())
+    clustered = with_weights_of(graph, wrapped.strip())
     for found, wanted in zip(to_keras(clustered)(pictures, training=False), expected, strict=True):
         np.testing.assert_allclose(np.asarray(found), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     assert all(len(np.unique(kernel(clustered, name))) <= 6 for name in layers)

@@ -20,8 +20,12 @@ pytest.importorskip("tensorflow")
 
 import keras  # noqa: E402
 
+from toolchain import devices, trainee  # noqa: E402
 from toolchain import fit as fitting  # noqa: E402
-from toolchain.fit import fit, with_weights_of  # noqa: E402
+from toolchain.fit import fit  # noqa: E402
+from toolchain.input_size import sizes_around  # noqa: E402
+from toolchain.keras_writer import with_weights_of  # noqa: E402
+from toolchain.weight_average import WeightAverage  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +120,7 @@ def test_the_average_of_weights_lags_behind_them(graph: Graph, examples: tuple[E
 def test_the_average_is_that_of_the_text() -> None:
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
     network.set_weights([np.array([[1.0], [2.0]], np.float32)])
-    average = fitting._Average(network, 0.5)
+    average = WeightAverage(network, 0.5)
     network.set_weights([np.array([[3.0], [6.0]], np.float32)])
     average.update(0)  # (1 + 0) / (10 + 0) of the old
     first = 0.1 * np.array([1, 2]) + 0.9 * np.array([3, 6])
@@ -149,8 +153,8 @@ def test_other_settings_train_too(
 def test_sizes_are_whole_cells_of_the_networks_shape(graph: Graph) -> None:
     assert graph.head is not None and graph.head.scales[0].stride == 8
     # 64 pixels are 8 cells of 8; a quarter of that to either side.
-    assert fitting._sizes(graph, 0.25) == [(8 * cells, 8 * cells) for cells in range(6, 10 + 1)]
-    assert fitting._sizes(graph, 0.0) == [(64, 64)]
+    assert sizes_around(graph, 0.25) == [(8 * cells, 8 * cells) for cells in range(6, 10 + 1)]
+    assert sizes_around(graph, 0.0) == [(64, 64)]
 
 
 def test_a_training_that_gets_no_better_ends(graph: Graph, examples: tuple[Examples, Examples]) -> None:
@@ -166,7 +170,7 @@ def test_a_training_that_diverges_ends_with_a_sentence(
     def overflowing(graph: Graph, training: Training) -> Any:
         return lambda truth, outputs, teacher: keras.ops.sum(outputs[0]) * float("inf")
 
-    monkeypatch.setattr(fitting, "objective", overflowing)
+    monkeypatch.setattr(trainee, "objective", overflowing)
     with pytest.raises(InputError, match="diverged in epoch 1; lower learning_rate"):
         run(graph, examples)
 
@@ -201,7 +205,7 @@ def test_a_distillation_needs_a_teacher(graph: Graph, examples: tuple[Examples, 
 
 
 def test_mixed_precision_needs_a_gpu(graph: Graph, examples: tuple[Examples, Examples]) -> None:
-    if fitting._gpu_capability() is not None:
+    if devices.gpu_capability() is not None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(InputError, match="needs a GPU"):
         run(graph, examples, mixed_precision=True)
@@ -210,7 +214,7 @@ def test_mixed_precision_needs_a_gpu(graph: Graph, examples: tuple[Examples, Exa
 def test_sixteen_bits_train_too(
     graph: Graph, examples: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "_gpu_capability", lambda: (8, 0))
+    monkeypatch.setattr(devices, "gpu_capability", lambda: (8, 0))
     found = run(graph, examples, epochs=3)
     assert found.facts["precision"] == "mixed_bfloat16"
     assert found.facts["history"][-1]["val_loss"] < found.facts["history"][0]["val_loss"]

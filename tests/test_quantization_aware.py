@@ -11,7 +11,7 @@ from deploy.errors import InputError
 from small_training import TRAINING, data, train_here
 from toolchain.activation_runs import read_pictures, values_of
 from toolchain.graph import Graph, Node
-from toolchain.keras_writer import to_keras
+from toolchain.keras_writer import to_keras, with_weights_of
 from toolchain.quantization_aware import (
     QuantizationAware,
     Rounding,
@@ -21,7 +21,7 @@ from toolchain.quantization_aware import (
     roundings,
 )
 from toolchain.reference import by_role
-from toolchain.tf_keras_writer import activations_apart, to_tf_keras, with_weights_of_tf_keras
+from toolchain.tf_keras_writer import activations_apart, to_tf_keras
 from toy_network import SIDE, converted, toy_graph
 
 KERNEL, OUTPUT, BOTH = Rounding("kernel"), Rounding(output=True), Rounding("kernel", True)
@@ -191,7 +191,7 @@ def test_without_its_roundings_the_model_is_the_graph_that_is_handed_back(
     model = wrapped(graph)
     moved = [variable.assign(variable * 1.05 + 0.01) for variable in model.model.trainable_variables]
     assert len(moved) == sum(len(set(node.weights) - {"moving_mean", "moving_variance"}) for node in graph.nodes)
-    back = with_weights_of_tf_keras(graph, model.strip())
+    back = with_weights_of(graph, model.strip())
     for kind in (eight_bit.KernelQuantizer, eight_bit.TensorQuantizer):
         monkeypatch.setattr(kind, "__call__", lambda self, inputs, training, weights, **more: inputs)
     exact = run(model.model, pictures())

@@ -12,8 +12,8 @@ from keras_models import outputs, randomize
 from toolchain.darknet_reader import read_darknet
 from toolchain.graph import Graph, Node
 from toolchain.keras_reader import from_keras
-from toolchain.keras_writer import to_keras
-from toolchain.tf_keras_writer import activations_apart, to_tf_keras, with_weights_of_tf_keras
+from toolchain.keras_writer import to_keras, with_weights_of
+from toolchain.tf_keras_writer import activations_apart, to_tf_keras
 from toy_network import SIDE, toy_graph
 
 #: Of the largest output: two libraries add up the same products in another order, layer after layer.
@@ -101,7 +101,7 @@ def test_weights_come_back_exactly() -> None:
     model = to_tf_keras(graph)
     kernel, bias = model.get_layer("near").get_weights()
     model.get_layer("near").set_weights([kernel + 1, bias])
-    back = with_weights_of_tf_keras(graph, model)
+    back = with_weights_of(graph, model)
     for before, after in zip(graph.nodes, back.nodes, strict=True):
         assert (before.name, before.op, before.inputs, before.attributes) == (
             after.name,

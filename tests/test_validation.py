@@ -19,7 +19,8 @@ from toolchain.training_data import Examples, split_examples
 pytest.importorskip("tensorflow")
 
 from deploy.contract import Tensor  # noqa: E402
-from toolchain.validation import Validation, contract_of  # noqa: E402
+from toolchain.raw_detections import contract_of  # noqa: E402
+from toolchain.validation import Validation  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,19 @@ from keras import ops
 
 from deploy.errors import InputError
 from toolchain import checkpoint
-from toolchain.distillation import objective
-from toolchain.graph import Graph, Node
-from toolchain.input_size import resized
-from toolchain.keras_writer import to_keras
-from toolchain.scope import select
+from toolchain.devices import device_name, every_device, precision, shared
+from toolchain.graph import Graph
+from toolchain.input_size import sizes_around
+from toolchain.keras_writer import with_weights_of
+from toolchain.trainee import make_trainee, predictors
 from toolchain.training import AVERAGES, GRADIENTS, SQUARES, Progress, Training, memory
 from toolchain.training_batches import Batches, feed
 from toolchain.training_data import Examples
 from toolchain.validation import Validation
+from toolchain.weight_average import WeightAverage
 
 _SECONDS_BETWEEN_REPORTS = 2.0
 _SECONDS_BETWEEN_STATES = 30.0
-#: images and truth of one batch after the other, as training_batches.py has them.
-_Fed = Generator[tuple[np.ndarray, np.ndarray], None, None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,49 +62,10 @@ def fit(
             "train without labels"
         )
     batches = Batches(learning, graph.input, training)
-    with _strategy(training.batch) as strategy:
-        run = Run(graph, training, teacher, batches, watched, folder, tell, strategy, allow_lambda)
+    with every_device(training.batch) as devices:
+        run = Run(graph, training, teacher, batches, watched, folder, tell, devices, allow_lambda)
         run.restore()
         return run.fit()
-
-
-@contextlib.contextmanager
-def _strategy(batch: int) -> Any:
-    """All GPUs that TensorFlow sees, where there are several; yields the number of devices."""
-    if keras.backend.backend() != "tensorflow":
-        yield 1
-        return
-    import tensorflow as tf
-
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    if len(devices) < 2:
-        yield 1
-        return
-    if batch % len(devices):
-        raise InputError(
-            f"a batch is shared evenly by all devices: {batch} pictures, {len(devices)} {devices[0].device_type}s; "
-            f"make the batch a multiple of {len(devices)}"
-        )
-    with tf.distribute.MirroredStrategy([device.name for device in devices]).scope():
-        yield len(devices)
-
-
-def _shared(feeding: Callable[[], _Fed], devices: int) -> Any:
-    """The batches as Keras's fit takes them: with several devices each gets an equal part of every batch."""
-    if devices == 1:
-        return feeding()
-    import tensorflow as tf
-
-    def parts() -> _Fed:
-        # Keras looks at the first batch, and then begins anew.
-        with contextlib.closing(feeding()) as fed:
-            for images, truth in fed:
-                yield from zip(np.split(images, devices), np.split(truth, devices), strict=True)
-
-    with contextlib.closing(parts()) as some:
-        signature = tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in next(some))
-    dataset = tf.data.Dataset.from_generator(parts, output_signature=signature).prefetch(2 * devices)
-    return tf.distribute.get_strategy().distribute_datasets_from_function(lambda context: dataset)
 
 
 class Run:
@@ -118,19 +78,19 @@ class Run:
         self.graph, self.training, self.batches, self.folder = graph, training, batches, folder
         self.per_epoch = batches.steps_per_epoch
         self.steps = training.epochs * self.per_epoch
-        self.precision = _precision(training.mixed_precision)
-        self.devices, self.device = devices, _device()
-        self.sizes = _sizes(graph, training.multi_scale)
-        self.trainee = _trainee(graph, training, teacher, self.sizes, devices, self.precision, allow_lambda)
+        self.precision = precision(training.mixed_precision)
+        self.devices, self.device = devices, device_name()
+        self.sizes = sizes_around(graph, training.multi_scale)
+        self.trainee = make_trainee(graph, training, teacher, self.sizes, devices, self.precision, allow_lambda)
         for layer in self.trainee.network.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.momentum = memory(self.steps, AVERAGES)
         self.trainee.compile(optimizer=_optimizer(training, self.steps), jit_compile=keras.backend.backend() == "jax")
         self.trainee.optimizer.build(self.trainee.trainable_variables)
-        self.average = _Average(self.trainee.network, training.ema) if training.ema is not None else None
+        self.average = WeightAverage(self.trainee.network, training.ema) if training.ema is not None else None
         self.own_size, self.functions = self.trainee.size, dict[tuple[int, int], Any]()
         self.validation = Validation(graph, watched, training.batch) if watched.pictures else None
-        self.predictors = _predictors(self.trainee)
+        self.predictors = predictors(self.trainee)
         self.watched = ("map" if training.labels else "val_loss") if self.validation else ""
         self.watch = _Watch(tell, self)
         self.history: list[dict[str, float]] = []
@@ -203,7 +163,7 @@ class Run:
         # A function a size: one for all would be traced anew for pictures of any size, and choose no network.
         self.trainee.size, self.trainee.train_function = size, self.functions.get(size)
         self.trainee.fit(
-            _shared(lambda: feed(self.batches, first, last, size, mosaic, workers), self.devices),
+            shared(lambda: feed(self.batches, first, last, size, mosaic, workers), self.devices),
             epochs=epoch + 1,
             initial_epoch=epoch,
             steps_per_epoch=last - first,
@@ -247,67 +207,6 @@ class Run:
             self.ended = f"{self.watched} was not better for {patience} epochs"
 
 
-def _precision(mixed: bool | None) -> str:
-    """Keras's policy: 16 bits where the device multiplies them faster, bfloat16 where it can."""
-    capability = _gpu_capability()
-    if mixed is None:
-        mixed = capability is not None and capability >= (7, 0)
-    if not mixed:
-        return "float32"
-    if capability is None:
-        raise InputError("mixed precision needs a GPU, and there is none; leave mixed_precision out")
-    return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
-
-
-def _gpu_capability() -> tuple[int, int] | None:
-    """Of the first GPU, None where there is none."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        gpus = [device for device in jax.devices() if device.platform == "gpu"]
-        if not gpus:
-            return None
-        major, minor = gpus[0].compute_capability.split(".")
-        return int(major), int(minor)
-    import tensorflow as tf
-
-    found = tf.config.list_physical_devices("GPU")
-    if not found:
-        return None
-    capability = tf.config.experimental.get_device_details(found[0]).get("compute_capability", (0, 0))
-    return int(capability[0]), int(capability[1])
-
-
-def _device() -> str:
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        return f"{jax.devices()[0].device_kind} (jax)"
-    import tensorflow as tf
-
-    found = tf.config.list_physical_devices("GPU")
-    if not found:
-        return f"CPU ({backend})"
-    name = tf.config.experimental.get_device_details(found[0]).get("device_name", "GPU")
-    return f"{len(found)} x {name} ({backend})" if len(found) > 1 else f"{name} ({backend})"
-
-
-def _sizes(graph: Graph, share: float) -> list[tuple[int, int]]:
-    """The input sizes of a training, (height, width): whole cells of the coarsest scale, in the network's shape."""
-    assert graph.input is not None and graph.head is not None
-    height, width = graph.input.height, graph.input.width
-    stride = max(scale.stride for scale in graph.head.scales)
-    rows, columns = height // stride, width // stride
-    parts = math.gcd(rows, columns)
-    found = [
-        (rows // parts * part * stride, columns // parts * part * stride)
-        for part in range(1, 2 * parts + 1)
-        if abs(part - parts) <= share * parts
-    ]
-    return found if share else [(height, width)]
-
-
 def _optimizer(training: Training, steps: int) -> Any:
     warm = max(1, int(steps * training.warmup))
     rate = keras.optimizers.schedules.CosineDecay(
@@ -321,144 +220,6 @@ def _optimizer(training: Training, steps: int) -> Any:
         optimizer = keras.optimizers.AdamW(rate, beta_1=betas[0], beta_2=betas[1], **common)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
-
-
-def _trainee(
-    graph: Graph, training: Training, teacher_graph: Graph | None, sizes: Sequence[tuple[int, int]], devices: int,
-    precision: str, allow_lambda: bool,
-) -> Any:  # fmt: skip
-    """A Keras model around the network that takes pixels and has the training's loss."""
-    assert graph.input is not None
-    mean, std = np.array(graph.input.mean, np.float32), np.array(graph.input.std, np.float32)
-    networks = _networks(_watching(graph, training.features), sizes, allow_lambda)
-    network = networks[(graph.input.height, graph.input.width)]
-    teachers: dict[tuple[int, int], Any] = {}
-    if training.distill:
-        if teacher_graph is None:
-            raise InputError("a distillation has a teacher: none was given; set distill to 0 or give one")
-        theirs = [_of_teacher(name, teacher_graph) for name in training.features]
-        teachers = _networks(_watching(teacher_graph, theirs), sizes, allow_lambda)
-    frozen = select(graph, training.freeze) if training.freeze else frozenset()
-    for layer in network.layers:
-        if layer.name in frozen:
-            layer.trainable = False
-    for model in (network, *teachers.values()):
-        for layer in model.layers:
-            if precision != "float32" and not isinstance(layer, keras.layers.InputLayer):
-                layer.dtype_policy = precision
-    loss = objective(graph, training)
-
-    class Trainee(keras.Model):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-            self.sizes = list(networks.values())
-            self.teachers = list(teachers.values())
-            for one in self.teachers:
-                one.trainable = False
-            self.objective = loss
-            #: Of the pictures that come next.
-            self.size = (network.input_shape[1], network.input_shape[2])
-
-        def call(self, images: Any, training: bool = False) -> Any:
-            one = networks[self.size]
-            return _listed(one(self._normal(images), training=training))
-
-        def _normal(self, images: Any) -> Any:
-            return (ops.cast(images, "float32") - mean) / std
-
-        def taught(self, images: Any) -> Any:
-            one = teachers[self.size]
-            return _listed(one(self._normal(images), training=False))
-
-        def compute_loss(
-            self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-        ) -> Any:
-            found = loss(y, y_pred, self.taught(x) if teachers else None)
-            # Every device sees a part of the batch, and their gradients are added up.
-            return found / devices
-
-    return Trainee()
-
-
-def _predictors(trainee: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any] | None]:
-    """Compiled functions of uint8 images of the network's own size: the network's outputs, and the teacher's, None
-    where there is none. With several devices predict_on_batch would give each of them the whole batch."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        teach = tf.function(trainee.taught) if trainee.teachers else None
-        return tf.function(lambda images: trainee(images, training=False)), teach
-    return trainee.predict_on_batch, trainee.taught if trainee.teachers else None
-
-
-def _listed(outputs: Any) -> list[Any]:
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-
-
-def _watching(graph: Graph, layers: Sequence[str]) -> Graph:
-    """The graph with the outputs of inner layers behind its own."""
-    for name in layers:
-        if name not in graph.by_name:
-            raise InputError(f"a feature is a layer: {graph.name!r} has no {name!r}; slimdet inspect lists its layers")
-    return dataclasses.replace(graph, outputs=(*graph.outputs, *layers))
-
-
-def _of_teacher(name: str, teacher: Graph) -> str:
-    """The layer of the uncompressed network that another became: Tucker's last part stands for the whole."""
-    return name if name in teacher.by_name else name.removesuffix("_tucker_2")
-
-
-def _networks(graph: Graph, sizes: Sequence[tuple[int, int]], allow_lambda: bool) -> dict[tuple[int, int], Any]:
-    """The Keras model of the graph at each of the sizes and at its own; all share their layers."""
-    assert graph.input is not None
-    layers: dict[str, Any] = {}
-    own = (graph.input.height, graph.input.width)
-    return {
-        size: to_keras(resized(graph, size), allow_lambda=allow_lambda, layers=layers)
-        for size in dict.fromkeys((own, *sizes))
-    }
-
-
-class _Average:
-    """The exponential moving average of a network's weights, batch norm's statistics among them: Keras's own leaves
-    these out, and weights of some time ago do not go with the statistics of now.
-
-    With t the steps so far, the share of the old is at most (1 + t) / (10 + t): the first weights are soon forgotten.
-    """
-
-    def __init__(self, network: Any, share: float) -> None:
-        self._share = share
-        self._variables = [one for one in network.variables if "float" in str(one.dtype)]
-        self.values = [
-            keras.Variable(ops.convert_to_numpy(one), trainable=False, dtype=one.dtype) for one in self._variables
-        ]
-        self._mix = self._mixed
-        if keras.backend.backend() == "tensorflow":
-            import tensorflow as tf
-
-            self._mix = tf.function(self._mixed)
-
-    def _mixed(self, new: Any) -> None:
-        for average, variable in zip(self.values, self._variables, strict=True):
-            average.assign_add(new * (variable - average))
-
-    def update(self, steps: int) -> None:
-        """After a step; steps: how many there were before."""
-        self._mix(ops.convert_to_tensor(1 - min(self._share, (1 + steps) / (10 + steps)), "float32"))
-
-    @contextlib.contextmanager
-    def in_place(self) -> Any:
-        """The averages are the network's weights for as long as the block runs."""
-        raw = [np.array(ops.convert_to_numpy(one)) for one in self._variables]
-        for variable, average in zip(self._variables, self.values, strict=True):
-            # A copy: JAX gives buffers away, each once.
-            variable.assign(np.array(ops.convert_to_numpy(average)))
-        try:
-            yield
-        finally:
-            for variable, array in zip(self._variables, raw, strict=True):
-                variable.assign(array)
 
 
 class _Watch(keras.callbacks.Callback):
@@ -547,15 +308,3 @@ def _event_files(folder: Path) -> Callable[[int, Mapping[str, float]], None]:
         writer.flush()
 
     return write
-
-
-def with_weights_of(graph: Graph, network: Any) -> Graph:
-    """The graph with the weights that its Keras model has now: layers by their names, their weights by their order."""
-    return dataclasses.replace(graph, nodes=tuple(_with_weights_of(node, network) for node in graph.nodes))
-
-
-def _with_weights_of(node: Node, network: Any) -> Node:
-    if not node.weights:
-        return node
-    values = network.get_layer(node.name).get_weights()
-    return dataclasses.replace(node, weights=dict(zip(node.weights, values, strict=True)))

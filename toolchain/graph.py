@@ -118,14 +118,19 @@ def replace_layers(graph: Graph, replacements: Mapping[str, Sequence[Node]]) -> 
         for new in replacements.get(node.name, (node,)):
             inputs = tuple(last.get(name, name) for name in new.inputs)
             nodes.append(new if inputs == new.inputs else dataclasses.replace(new, inputs=inputs))
+    return with_outputs_renamed(graph, nodes, last)
+
+
+def with_outputs_renamed(graph: Graph, nodes: Sequence[Node], names: Mapping[str, str]) -> Graph:
+    """The graph with other nodes, where outputs, its own and its head's, go by the new names that some have."""
     head = graph.head
     if head is not None:
         scales = [
-            dataclasses.replace(scale, outputs={role: last.get(name, name) for role, name in scale.outputs.items()})
+            dataclasses.replace(scale, outputs={role: names.get(name, name) for role, name in scale.outputs.items()})
             for scale in head.scales
         ]
         head = dataclasses.replace(head, scales=tuple(scales))
-    outputs = tuple(last.get(name, name) for name in graph.outputs)
+    outputs = tuple(names.get(name, name) for name in graph.outputs)
     return dataclasses.replace(graph, nodes=tuple(nodes), outputs=outputs, head=head)
 
 

@@ -1,8 +1,9 @@
-"""The same network for pictures of another size."""
+"""The same network for pictures of another size, and which sizes a training may take."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from deploy.errors import GraphError
 from toolchain.graph import Graph, Node
@@ -36,3 +37,19 @@ def _resized(node: Node, old: tuple[int, int], new: tuple[int, int]) -> Node:
             sides[key] = side
         return dataclasses.replace(node, attributes={**node.attributes, **sides})
     return node
+
+
+def sizes_around(graph: Graph, share: float) -> list[tuple[int, int]]:
+    """Input sizes, (height, width), by at most this share larger or smaller than the network's: whole cells of the
+    coarsest scale, in the network's shape."""
+    assert graph.input is not None and graph.head is not None
+    height, width = graph.input.height, graph.input.width
+    stride = max(scale.stride for scale in graph.head.scales)
+    rows, columns = height // stride, width // stride
+    parts = math.gcd(rows, columns)
+    found = [
+        (rows // parts * part * stride, columns // parts * part * stride)
+        for part in range(1, 2 * parts + 1)
+        if abs(part - parts) <= share * parts
+    ]
+    return found if share else [(height, width)]

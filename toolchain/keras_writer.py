@@ -9,11 +9,13 @@ Initializers are zeros: every weight is given, and Keras's own would draw from P
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 
 from deploy.errors import GraphError
 from toolchain.graph import Graph, Node, owner
@@ -51,21 +53,23 @@ def to_keras(graph: Graph, *, allow_lambda: bool = False, layers: dict[str, Any]
             raise GraphError(
                 f"Keras builds every node: {node.op} {node.name!r} was refused: {first_line(error)}"
             ) from error
+    return model_of(keras.Model, graph, tensors)
+
+
+def model_of(kind: Any, graph: Graph, tensors: Mapping[str, Any]) -> Any:
+    """The model between the graph's inputs and outputs. kind: keras.Model or tf_keras.Model. tensors: symbolic ones, by
+    the names of the nodes that make them."""
     inputs = [tensors[node.name] for node in graph.nodes if node.op == "InputLayer"]
     outputs = [tensors[name] for name in graph.outputs]
     if not inputs or not outputs:
         raise GraphError(
             f"a Keras model has inputs and outputs: graph {graph.name!r} has {len(inputs)} and {len(outputs)}"
         )
-    return keras.Model(
+    return kind(
         inputs if len(inputs) > 1 else inputs[0],
         outputs if len(outputs) > 1 else outputs[0],
-        name=model_name(graph.name),
+        name=graph.name.replace("/", "_") or "graph",
     )
-
-
-def model_name(name: str) -> str:
-    return name.replace("/", "_") or "graph"
 
 
 def first_line(error: Exception) -> str:
@@ -273,3 +277,20 @@ def darknet_reorg_layer() -> Any:
             return {**super().get_config(), "stride": self.stride}
 
     return DarknetReorg
+
+
+def with_weights_of(graph: Graph, model: Any) -> Graph:
+    """The graph with the weights that its model, of Keras or tf_keras, has now: layers by their names, their weights by
+    their order."""
+    return dataclasses.replace(graph, nodes=tuple(_with_weights_of(node, model) for node in graph.nodes))
+
+
+def _with_weights_of(node: Node, model: Any) -> Node:
+    if not node.weights:
+        return node
+    values = model.get_layer(node.name).get_weights()
+    weights = {
+        name: np.asarray(value, array.dtype)
+        for (name, array), value in zip(node.weights.items(), values, strict=True)
+    }
+    return dataclasses.replace(node, weights=weights)

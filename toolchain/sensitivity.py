@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.contract import ROLES, Contract, Tensor
+from deploy.contract import Tensor
 from deploy.errors import GraphError, InputError
 from toolchain import child_process, graph_file
 from toolchain.channels import Channels, analyse
@@ -31,8 +31,6 @@ from toolchain.inspection import aligned
 RATIOS = (0.25, 0.5, 0.75)
 #: Pictures that are looked at together.
 _BATCH = 4
-#: Least score of a detection, and the IoU of its suppression, as in benchmarks.accuracy.
-_CONF, _IOU, _LIMIT = 0.005, 0.45, 10_000
 
 Weights = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -238,28 +236,17 @@ def _map(graph: Graph, model: Any, truths: Mapping[str, str]) -> tuple[Callable[
     """A function that tells the model's mAP now, and the number of pictures."""
     from benchmarks.accuracy import PROTOCOLS, mean_average_precision
     from benchmarks.dataset import read_dataset
-    from deploy.decode import decode
     from deploy.detections import Detections
-    from deploy.nms import nms
-    from deploy.preprocess import to_source
-    from toolchain.reference import by_role
+    from toolchain.raw_detections import contract_of, detections
 
     protocol = next((one for one in PROTOCOLS if one == truths["protocol"]), None)
     if protocol is None:
         raise InputError(f"a protocol is one of {', '.join(PROTOCOLS)}, not {truths['protocol']!r}")
-    data, run, preprocess, contract = Path(truths["data"]), _function(model), _preprocessor(graph), _contract(graph)
-    assert graph.head is not None
-    scales = graph.head.scales
+    data, run, preprocess, contract = Path(truths["data"]), _function(model), _preprocessor(graph), contract_of(graph)
 
     def detect(bgr: np.ndarray) -> Detections:
         tensor, placement = preprocess(bgr)
-        by_node = dict(zip(graph.outputs, run(tensor), strict=True))
-        outputs = {
-            f"{role}_{scale.stride}": array for scale in scales for role, array in by_role(by_node, scale).items()
-        }
-        found = decode(outputs, contract, _CONF)
-        found = found.take(nms(found.boxes, found.scores, found.class_ids, _IOU, _LIMIT))
-        return Detections(to_source(found.boxes, placement, clip=False), found.scores, found.class_ids)
+        return detections(graph, contract, run(tensor), placement)
 
     def measure() -> float:
         return mean_average_precision(graph.labels, detect, data, truths["split"], protocol)
@@ -273,24 +260,6 @@ def _preprocessor(graph: Graph) -> Any:
     assert graph.input is not None
     size = (1, graph.input.height, graph.input.width, 3)
     return Preprocessor(graph.input, Tensor(graph.input.name, size, "float32"))
-
-
-def _contract(graph: Graph) -> Contract:
-    """As a float32 file of the graph would have it, so that its outputs are decoded alike."""
-    from toolchain.shapes import shapes
-
-    assert graph.input is not None and graph.head is not None
-    found, tensors, scales = shapes(graph), [], []
-    for scale in graph.head.scales:
-        height, width = found[next(iter(scale.outputs.values()))][:2]
-        widths = {"xy": 2, "wh": 2, "objectness": 1, "classes": len(graph.labels)}
-        for role in ROLES:
-            shape = (1, height, width, len(scale.anchors) * widths[role])
-            tensors.append(Tensor(f"{role}_{scale.stride}", shape, "float32"))
-        outputs: dict[str, str] = {role: f"{role}_{scale.stride}" for role in ROLES}
-        scales.append(dataclasses.replace(scale, outputs=outputs))
-    head = dataclasses.replace(graph.head, scales=tuple(scales))
-    return Contract(graph.name, graph.labels, graph.input, head, "float32", tuple(tensors))
 
 
 def as_text(found: Mapping[str, Any]) -> str:

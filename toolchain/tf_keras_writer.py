@@ -15,11 +15,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from deploy.errors import GraphError
-from toolchain.graph import Graph, Node, owner
-from toolchain.keras_writer import call_arguments, call_node, first_line, layer_settings, model_name, set_weights
+from toolchain.graph import Graph, Node, owner, with_outputs_renamed
+from toolchain.keras_writer import call_arguments, call_node, first_line, layer_settings, model_of, set_weights
 
 #: Layers with weights that compute the same in both.
 TWINS = frozenset(
@@ -53,17 +51,7 @@ def to_tf_keras(graph: Graph, *, steady: bool = False, allow_lambda: bool = Fals
             raise GraphError(
                 f"tf_keras builds every node: {node.op} {node.name!r} was refused: {first_line(error)}"
             ) from error
-    inputs = [tensors[node.name] for node in graph.nodes if node.op == "InputLayer"]
-    outputs = [tensors[name] for name in graph.outputs]
-    if not inputs or not outputs:
-        raise GraphError(
-            f"a Keras model has inputs and outputs: graph {graph.name!r} has {len(inputs)} and {len(outputs)}"
-        )
-    return tf_keras.Model(
-        inputs if len(inputs) > 1 else inputs[0],
-        outputs if len(outputs) > 1 else outputs[0],
-        name=model_name(graph.name),
-    )
+    return model_of(tf_keras.Model, graph, tensors)
 
 
 def activations_apart(graph: Graph) -> Graph:
@@ -81,37 +69,13 @@ def activations_apart(graph: Graph) -> Graph:
         attributes = {**node.attributes, "activation": "linear"}
         nodes.append(dataclasses.replace(node, inputs=inputs, attributes=attributes))
         nodes.append(Node(last[node.name], "Activation", (node.name,), {"activation": activation}))
-    head = graph.head
-    if head is not None:
-        scales = [
-            dataclasses.replace(scale, outputs={role: last.get(name, name) for role, name in scale.outputs.items()})
-            for scale in head.scales
-        ]
-        head = dataclasses.replace(head, scales=tuple(scales))
-    outputs = tuple(last.get(name, name) for name in graph.outputs)
-    return dataclasses.replace(graph, nodes=tuple(nodes), outputs=outputs, head=head)
+    return with_outputs_renamed(graph, nodes, last)
 
 
 def _unused(name: str, graph: Graph) -> str:
     while name in graph.by_name:
         name += "_"
     return name
-
-
-def with_weights_of_tf_keras(graph: Graph, model: Any) -> Graph:
-    """The graph with the weights that its tf_keras model has now: layers by their names, their weights by their
-    order."""
-    nodes = []
-    for node in graph.nodes:
-        if node.weights:
-            values = model.get_layer(node.name).get_weights()
-            weights = {
-                name: np.asarray(value, array.dtype)
-                for (name, array), value in zip(node.weights.items(), values, strict=True)
-            }
-            node = dataclasses.replace(node, weights=weights)
-        nodes.append(node)
-    return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
 def _call(

@@ -195,7 +195,8 @@ def train_in_child(
     import tensorflow as tf
     import tf_keras
 
-    from toolchain.tf_keras_writer import to_tf_keras, with_weights_of_tf_keras
+    from toolchain.keras_writer import with_weights_of
+    from toolchain.tf_keras_writer import to_tf_keras
     from toolchain.training_batches import Batches
     from toolchain.training_data import split_examples
     from toolchain.validation import Validation
@@ -224,7 +225,7 @@ def train_in_child(
 
         validation = Validation(graph, watched, settings.batch) if watched.pictures else None
         history = fit(wrapped, graph, batches, validation, settings, tell, teaching)
-    graph_file.save(_one_zero(with_weights_of_tf_keras(graph, wrapped.strip())), Path(after))
+    graph_file.save(_one_zero(with_weights_of(graph, wrapped.strip())), Path(after))
     return {
         "history": history,
         "left_out": list(dict.fromkeys([*learning.left_out, *watched.left_out])),

@@ -11,20 +11,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.voc_metric import Found, Truths, average_precisions
-from deploy.contract import ROLES, Contract, Tensor
-from deploy.decode import decode
+from deploy.contract import Contract, Tensor
 from deploy.errors import InputError
-from deploy.nms import nms
 from deploy.picture import read_picture
-from deploy.preprocess import Placement, Preprocessor, to_source
+from deploy.preprocess import Placement, Preprocessor
 from toolchain.distillation import Objective
 from toolchain.graph import Graph
-from toolchain.reference import by_role
-from toolchain.shapes import shapes
+from toolchain.raw_detections import contract_of, detections
 from toolchain.training_data import Examples
 
-#: The figures that mAP is reported with: accuracy's own (benchmarks/accuracy.py).
-_CONF, _NMS_IOU, _LIMIT, _IOU = 0.005, 0.45, 10_000, 0.5
+#: From which IoU a detection is a hit.
+_IOU = 0.5
 #: From a box's outer edges to VOC's way to count pixels, from 1 and with both ends inside. Detections are moved by 1.
 _VOC = np.array([1, 1, 0, 0])
 #: images uint8 (n, h, w, 3), truth float32 (n, M, 5), and where each picture lies in the input; n is at most the batch.
@@ -84,18 +81,8 @@ class Validation:
         return float(scored.mean()) if len(scored) else 0.0
 
     def _detect(self, found: _Flat, index: int, outputs: Sequence[np.ndarray], placement: Placement) -> None:
-        head = self.graph.head
-        assert head is not None
-        by_node = dict(zip(self.graph.outputs, outputs, strict=True))
-        roles = {
-            f"{role}_{scale.stride}": array
-            for scale in head.scales
-            for role, array in by_role(by_node, scale).items()
-        }
-        one = decode(roles, self._contract, _CONF)
-        one = one.take(nms(one.boxes, one.scores, one.class_ids, _NMS_IOU, _LIMIT))
-        boxes = to_source(one.boxes, placement, clip=False).astype(np.float64) + 1
-        found.add(index, one.class_ids.astype(np.int64), boxes, one.scores)
+        one = detections(self.graph, self._contract, outputs, placement)
+        found.add(index, one.class_ids.astype(np.int64), one.boxes.astype(np.float64) + 1, one.scores)
 
     def _batches(self) -> Iterator[_Batch]:
         most = max(1, *(len(example.objects) for example in self.examples.pictures))
@@ -146,19 +133,3 @@ class _Flat:
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         return tuple(np.concatenate(columns) for columns in zip(*self.parts, strict=True))
-
-
-def contract_of(graph: Graph) -> Contract:
-    """As a float32 file of the graph would have it, so that its outputs are decoded alike."""
-    assert graph.input is not None and graph.head is not None
-    found, tensors, scales = shapes(graph), [], []
-    for scale in graph.head.scales:
-        height, width = found[next(iter(scale.outputs.values()))][:2]
-        widths = {"xy": 2, "wh": 2, "objectness": 1, "classes": len(graph.labels)}
-        for role in ROLES:
-            shape = (1, height, width, len(scale.anchors) * widths[role])
-            tensors.append(Tensor(f"{role}_{scale.stride}", shape, "float32"))
-        outputs: dict[str, str] = {role: f"{role}_{scale.stride}" for role in ROLES}
-        scales.append(dataclasses.replace(scale, outputs=outputs))
-    head = dataclasses.replace(graph.head, scales=tuple(scales))
-    return Contract(graph.name, graph.labels, graph.input, head, "float32", tuple(tensors))
