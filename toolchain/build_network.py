@@ -109,7 +109,8 @@ def _for_compression(entry: GraphStage, pictures: tuple[Path, ...]) -> tuple[dic
     if entry.prune and entry.prune.correct is None:
         settings["correct"] = bool(pictures)
     all_settings: Mapping[str, Any] = entry.settings.model_dump() | settings
-    looks = any(all_settings.get(key) for key in ("weighted", "correct")) or all_settings.get("criterion") == "taylor"
+    looks = any(all_settings.get(key) for key in ("weighted", "correct", "flops"))
+    looks = looks or all_settings.get("criterion") == "taylor"
     return settings, {"pictures": pictures} if looks else {}
 
 

@@ -21,15 +21,15 @@ from toolchain.graph import Graph, Node
 
 #: Of the kept channels' mean variance, added to each: second moments come in float32, and of channels that hardly vary
 #: a regression makes nothing.
-_RIDGE = 1e-3
+RIDGE = 1e-3
 
 
 def readers(before: Graph, kept: Mapping[str, np.ndarray]) -> list[str]:
     """The convolutions of the network before that read removed channels, and into which they can be folded."""
-    return [node.name for node in before.nodes if _can_fold(before, node) and _lost_some(node, kept)]
+    return [node.name for node in before.nodes if can_fold(before, node) and _lost_some(node, kept)]
 
 
-def _can_fold(graph: Graph, node: Node) -> bool:
+def can_fold(graph: Graph, node: Node) -> bool:
     shared = node.shared_with or any(other.shared_with == node.name for other in graph.nodes)
     return node.op == "Conv2D" and int(node.attributes.get("groups", 1)) == 1 and not shared
 
@@ -52,9 +52,9 @@ def folded(
         kernel = before.by_name[name].weights["kernel"].astype(np.float64)
         stays = np.zeros(kernel.shape[2], bool)
         stays[kept[before.by_name[name].inputs[0]]] = True
-        mean, covariance = _of_channels(moments(name), kernel.shape[2])
+        mean, covariance = of_channels(moments(name), kernel.shape[2])
         inner = covariance[np.ix_(stays, stays)]
-        inner[np.diag_indices_from(inner)] += _RIDGE * np.trace(inner) / len(inner) or 1.0
+        inner[np.diag_indices_from(inner)] += RIDGE * np.trace(inner) / len(inner) or 1.0
         weights = np.linalg.solve(inner, covariance[np.ix_(stays, ~stays)])
         added = np.einsum("kr,hwro->hwko", weights, kernel[:, :, ~stays])[..., kept[name]]
         node = changed.get(name, after.by_name[name])
@@ -64,7 +64,7 @@ def folded(
     return dataclasses.replace(after, nodes=tuple(changed.get(node.name, node) for node in after.nodes))
 
 
-def _of_channels(moments: PatchMoments, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def of_channels(moments: PatchMoments, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean (C,) and covariance (C, C) of what is read, over its taps, float64."""
     taps = moments.mean.size // channels
     mean = moments.mean.reshape(taps, channels).mean(0)

@@ -30,7 +30,8 @@ class LayerReport:
     #: Output channels before and after.
     channels: tuple[int, int] | None = None
     #: Tucker: relative error of the layer's output (with input statistics) or of its kernel, Frobenius norms. Pruning:
-    #: the removed share of the criterion's sum.
+    #: the removed share of the criterion's sum; to a share of the FLOPs, what the layers that read it lose, as shares
+    #: of their outputs' energy, summed.
     error: float | None = None
     #: keep_if_faster: median time of the layer alone on the interpreter, before and after.
     milliseconds: tuple[float, float] | None = None

@@ -1,9 +1,10 @@
 """Structured pruning: whole channels go, wherever they are, and what is left is an ordinary smaller network.
 
-The groups in which channels can go are those of channels.py, the filters' scores those of criteria.py, the choice is
-that of pruning_cuts.py. With a timer a group loses its channels only where the layers that make it get faster; with the
-means of the network's own outputs on pictures the readers' biases are corrected (bias_correction.py). What a
-recipe's stage does after that stands in least_squares_correction.py and batch_norm_correction.py.
+The groups in which channels can go are those of channels.py. A share of the filters is chosen by their scores
+(criteria.py, pruning_cuts.py), a share of the FLOPs by what the layers that read them lose (reconstruction.py). With a
+timer a group loses its channels only where the layers that make it get faster; with the means of the network's own
+outputs on pictures the readers' biases are corrected (bias_correction.py). What a recipe's stage does after that stands
+in least_squares_correction.py and batch_norm_correction.py.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from deploy.errors import GraphError, InputError
+from toolchain.activations import PatchMoments
 from toolchain.bias_correction import Means, correct_biases
 from toolchain.channel_rules import KERNEL_OPS
 from toolchain.channels import Channels, Group, analyse, remove
 from toolchain.cost import node_costs
-from toolchain.criteria import Criterion, layer_scores
+from toolchain.criteria import Criterion, check_finite, layer_scores
 from toolchain.graph import Graph, Node
 from toolchain.layer_timing import Candidate
 from toolchain.pass_report import LayerReport, PassResult
 from toolchain.pruning_cuts import Choice, Cut, Policy, choose, to_multiple
+from toolchain.reconstruction import Curve, removal_curves, within_flops
 from toolchain.shape_rules import Shape
 from toolchain.shapes import shapes
 
@@ -37,8 +40,10 @@ Timer = Callable[[Sequence[Candidate]], Mapping[str, tuple[float, float]]]
 class Pruning:
     """What is to go. Raises InputError for a setting outside its range."""
 
-    #: Share of the filters in scope, 0 to below 1.
-    ratio: float
+    #: Share of the filters in scope that go, 0 to below 1; None: flops says how many.
+    ratio: float | None = None
+    #: Share of the graph's FLOPs that stays, above 0 to 1, in place of ratio, criterion, cut and policy.
+    flops: float | None = None
     criterion: Criterion = "l2"
     cut: Cut = "slamp"
     #: How layers that share channels decide together.
@@ -47,7 +52,11 @@ class Pruning:
     multiple: int = 8
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.ratio, int | float) and 0 <= self.ratio < 1):
+        if (self.ratio is None) == (self.flops is None):
+            raise InputError("pruning takes a share of the filters or leaves one of the FLOPs; give ratio or flops")
+        if self.flops is not None and not (isinstance(self.flops, int | float) and 0 < self.flops <= 1):
+            raise InputError(f"pruning leaves a share of the FLOPs above 0, at most 1: {self.flops!r} came; 0.5 halves")
+        if self.ratio is not None and not (isinstance(self.ratio, int | float) and 0 <= self.ratio < 1):
             raise InputError(f"pruning's ratio is at least 0 and below 1: {self.ratio!r} came; 0.5 removes half")
         if isinstance(self.multiple, bool) or not isinstance(self.multiple, int) or self.multiple < 1:
             raise InputError(
@@ -65,6 +74,7 @@ def prune(
     settings: Pruning,
     *,
     taylor: Mapping[str, np.ndarray] | None = None,
+    moments: Callable[[str], PatchMoments] | None = None,
     means: Means | None = None,
     timer: Timer | None = None,
 ) -> PassResult:
@@ -73,6 +83,7 @@ def prune(
     Args:
         chosen: names of the nodes in scope; others lose no channels of their own, but may read fewer.
         taylor: for the criterion "taylor", by layer (n_out,): see criteria.scored_nodes.
+        moments: for flops, of what reconstruction.measured_readers names.
         means: measures the mean of named nodes' channels, to correct biases; None corrects nothing.
         timer: measures layers; with it a group stays pruned only if the layers that make it get faster together.
 
@@ -83,12 +94,23 @@ def prune(
     if not channels.free:
         raise GraphError(_nothing_to_prune(graph, channels))
     layers = _makers(channels.free)
-    scores = layer_scores(graph, layers, settings.criterion, taylor)
-    if settings.ratio == 0:
-        return PassResult(graph, _reports(graph, graph, channels, scores, (), {}), ("a ratio of 0 removes nothing",))
-    scale_free = settings.criterion in ("l1", "l2", "geometric_median")
-    exact = choose(channels, scores, settings.ratio, settings.cut, settings.policy, scale_free=scale_free)
-    choices = tuple(to_multiple(choice, settings.multiple) for choice in exact)
+    scores: dict[str, np.ndarray] = {}
+    curves: dict[Group, Curve] = {}
+    if settings.flops is not None:
+        if moments is None:
+            raise InputError("pruning to a share of the FLOPs looks at pictures: none are given; give some or a ratio")
+        check_finite(graph, layers)
+        curves = removal_curves(graph, channels, moments)
+        choices = within_flops(graph, channels, curves, settings.flops, settings.multiple)
+    else:
+        assert settings.ratio is not None
+        scores = layer_scores(graph, layers, settings.criterion, taylor)
+        if settings.ratio == 0:
+            reports = _reports(graph, graph, channels, scores, (), {}, {})
+            return PassResult(graph, reports, ("a ratio of 0 removes nothing",))
+        scale_free = settings.criterion in ("l1", "l2", "geometric_median")
+        exact = choose(channels, scores, settings.ratio, settings.cut, settings.policy, scale_free=scale_free)
+        choices = tuple(to_multiple(choice, settings.multiple) for choice in exact)
     times: Mapping[str, tuple[float, float]] = {}
     if timer is not None:
         choices, times = _only_faster(graph, channels, choices, timer)
@@ -96,7 +118,12 @@ def prune(
     pruned = remove(graph, channels, removed)
     if means is not None and removed.size:
         pruned = correct_biases(graph, pruned, channels, removed.tolist(), means)
-    reports = _reports(graph, pruned, channels, scores, choices, times)
+    lost = {layer: 0.0 for group in curves for layer in group.layers}
+    for choice in choices:
+        if choice.group in curves:
+            for layer in choice.group.layers:
+                lost[layer] += float(curves[choice.group].errors[int(choice.gone.sum())])
+    reports = _reports(graph, pruned, channels, scores, choices, times, lost)
     kept = {name: np.flatnonzero(~np.isin(symbols, removed)) for name, symbols in channels.symbols.items()}
     return PassResult(pruned, reports, _notes(choices, settings), kept)
 
@@ -158,7 +185,7 @@ def _notes(choices: Sequence[Choice], settings: Pruning) -> tuple[str, ...]:
     everything = sum(filters(choice, len(choice.gone)) for choice in choices)
     gone = sum(filters(choice, int(choice.gone.sum())) for choice in choices)
     note = f"{gone:,} of {everything:,} filters that may go are removed, {gone / everything:.1%}"
-    if abs(gone / everything - settings.ratio) < 5e-4:
+    if settings.ratio is None or abs(gone / everything - settings.ratio) < 5e-4:
         return (note,)
     return (f"{note}; {settings.ratio:.1%} was asked for, before multiples, equal scores and what stays for its time",)
 
@@ -170,6 +197,7 @@ def _reports(
     scores: Mapping[str, np.ndarray],
     choices: Sequence[Choice],
     times: Mapping[str, tuple[float, float]],
+    lost: Mapping[str, float],
 ) -> tuple[LayerReport, ...]:
     costs, smaller = node_costs(graph), node_costs(pruned)
     reasons = {choice.group: choice.reason for choice in choices}
@@ -194,7 +222,7 @@ def _reports(
                 flops=(costs[name].flops, smaller[name].flops),
                 reason="" if gone.any() else reason,
                 channels=(len(gone), int((~gone).sum())),
-                error=float(scores[name][gone].sum()) / total if total else None,
+                error=float(scores[name][gone].sum()) / total if total else lost.get(name),
                 milliseconds=times.get(name),
             )
         )

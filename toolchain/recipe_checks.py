@@ -49,6 +49,8 @@ def _needs_pictures(stage: GraphStage) -> str:
     """The setting of a stage that needs calibration pictures, or the stage's own name; "" where nothing does."""
     if stage.tucker:
         return next((key for key in ("weighted", "correct") if getattr(stage.tucker, key)), "")
+    if stage.prune and stage.prune.flops is not None:
+        return "flops"
     if stage.prune and stage.prune.criterion == "taylor":
         return "criterion"
     if stage.batch_norm:

@@ -64,8 +64,12 @@ class Tucker(Scope):
 class Prune(Scope):
     """Removes channels, of all layers that share them together."""
 
-    ratio: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the filters in scope. A ratio p removes about 1 - (1-p)² of the parameters."""
+    flops: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the network's FLOPs that stays. Each layer loses what its readers miss least, by the calibration's
+    pictures; criterion, cut and policy are those of ratio."""
+    ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """In place of flops: share of the filters in scope that goes. A ratio p removes about 1 - (1-p)² of the
+    parameters."""
     criterion: Literal["l1", "l2", "bn_scale", "geometric_median", "taylor"] = "l2"
     """What makes a filter important; taylor is measured on the calibration's pictures."""
     cut: Literal["slamp", "uniform", "global"] = "slamp"
@@ -81,7 +85,19 @@ class Prune(Scope):
     keep_if_faster: _Timed = None
     """Narrow layers only where that makes them faster on the interpreter, timed in this precision."""
     seed: Seed = 1
-    """Of taylor's random directions."""
+    """Of taylor's random directions, and of the places in the pictures that are looked at."""
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> Prune:
+        if (self.flops is None) == (self.ratio is None):
+            came = "neither" if self.flops is None else "both"
+            raise ValueError(f"pruning has one aim, flops (what stays) or ratio (what goes), but {came} came; give one")
+        told = [key for key in ("criterion", "cut", "policy") if key in self.model_fields_set]
+        if self.flops is not None and told:
+            raise ValueError(
+                f"{told[0]} chooses the filters of a ratio, and with flops the readers' errors choose; leave it out"
+            )
+        return self
 
 
 class BatchNorm(Settings):

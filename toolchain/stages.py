@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from deploy.source import locate
 from toolchain.graph import Graph
 from toolchain.pass_report import to_json
 from toolchain.stage_work import KEPT, SCENES, Facts, Work, save
+
+if TYPE_CHECKING:
+    from toolchain.activations import PatchMoments
 
 TFLITE = "model.tflite"
 REFERENCE = "reference.npz"
@@ -109,7 +113,7 @@ def tucker(work: Work) -> Facts:
 
 def prune(work: Work) -> Facts:
     """Removes channels. Settings: the recipe's Prune, correct decided. Inputs: graph and, where it is corrected or
-    judged by Taylor, pictures."""
+    chosen by pictures, pictures."""
     from toolchain import activations
     from toolchain.batch_norm_correction import corrected_batch_norms, write_kept
     from toolchain.channels import analyse
@@ -117,15 +121,18 @@ def prune(work: Work) -> Facts:
     from toolchain.least_squares_correction import folded, readers
     from toolchain.prune import Pruning
     from toolchain.prune import prune as prune_channels
+    from toolchain.reconstruction import measured_readers
     from toolchain.scope import select
 
     settings, graph, pictures = work.settings, work.graph(), work.paths("pictures")
     chosen = select(graph, settings["include"], settings["exclude"])
-    pruning = Pruning(**{key: settings[key] for key in ("ratio", "criterion", "cut", "policy", "multiple")})
+    keys = ("ratio", "flops", "criterion", "cut", "policy", "multiple")
+    pruning = Pruning(**{key: settings[key] for key in keys})
     trust = settings["allow_lambda"]
+    channels = analyse(graph, chosen)
     taylor = None
-    if pruning.criterion == "taylor":
-        nodes = scored_nodes(graph, [layer for group in analyse(graph, chosen).groups for layer in group.layers])
+    if pruning.ratio is not None and pruning.criterion == "taylor":
+        nodes = scored_nodes(graph, [layer for group in channels.groups for layer in group.layers])
         wanted = list(nodes.values())
         scores = activations.taylor_scores(graph, wanted, pictures, seed=settings["seed"], allow_lambda=trust)
         taylor = {layer: scores[node] for layer, node in nodes.items()}
@@ -133,17 +140,25 @@ def prune(work: Work) -> Facts:
     def means(nodes: Sequence[str]) -> Mapping[str, np.ndarray]:
         return activations.channel_means(graph, nodes, pictures, allow_lambda=trust)
 
-    correct = settings["correct"]
-    result = prune_channels(
-        graph, chosen, pruning, taylor=taylor, means=means if correct else None, timer=_timer(work)
+    def looked(layers: Sequence[str]) -> AbstractContextManager[Callable[[str], PatchMoments]]:
+        return activations.patch_moments(graph, layers, pictures, seed=settings["seed"], allow_lambda=trust)
+
+    correct, told = settings["correct"], work.progress
+    made = functools.partial(
+        prune_channels, graph, chosen, pruning, taylor=taylor, means=means if correct else None, timer=_timer(work)
     )
-    changed = result.graph
+    if pruning.flops is not None:
+        with looked(measured_readers(graph, channels)) as moments:
+            result = made(moments=moments)
+            changed = folded(graph, result.graph, result.kept, moments) if correct else result.graph
+    else:
+        result = made()
+        changed = result.graph
+        if correct:
+            with looked(readers(graph, result.kept)) as moments:
+                changed = folded(graph, changed, result.kept, moments)
     if correct:
-        kept, told = result.kept, work.progress
-        layers = readers(graph, kept)
-        with activations.patch_moments(graph, layers, pictures, seed=settings["seed"], allow_lambda=trust) as moments:
-            changed = folded(graph, changed, kept, moments)
-        changed = corrected_batch_norms(graph, changed, pictures, kept=kept, allow_lambda=trust, progress=told)
+        changed = corrected_batch_norms(graph, changed, pictures, kept=result.kept, allow_lambda=trust, progress=told)
     write_kept(work.out / KEPT, graph, result.kept)
     return {**save(changed, work.out), **to_json(result)}
 
