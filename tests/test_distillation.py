@@ -7,7 +7,7 @@ from deploy.contract import Scale, YoloHead
 
 tf = pytest.importorskip("tensorflow")
 
-from toolchain.distillation import attention_loss, objective, output_loss  # noqa: E402
+from toolchain.distillation import attention_loss, feature_loss, objective, output_loss  # noqa: E402
 from toolchain.graph import Graph, Node  # noqa: E402
 from toolchain.loss import LossWeights, yolo_loss  # noqa: E402
 from toolchain.training import Training  # noqa: E402
@@ -109,6 +109,19 @@ def test_attention_compares_where_and_not_how_much() -> None:
     one[0, 0, 0], other[0, 1, 1] = 3, 1
     # Two unit vectors at right angles: |(1, 0) - (0, 1)|² = 2.
     assert float(attention_loss(one, other)) == pytest.approx(2)
+
+
+def test_layers_with_the_teachers_channels_are_compared_value_by_value() -> None:
+    teacher = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    assert float(feature_loss(teacher, teacher)) == 0
+    # Nothing is all of it missing; half as strong, a quarter.
+    assert float(feature_loss(np.zeros_like(teacher), teacher)) == pytest.approx(1)
+    assert float(feature_loss(teacher / 2, teacher)) == pytest.approx(1 / 4)
+    # The other channels, equally active: attention sees no difference, the values do.
+    assert float(attention_loss(teacher[..., ::-1], teacher)) == pytest.approx(0, abs=1e-6)
+    assert float(feature_loss(teacher[..., ::-1], teacher)) > 1
+    fewer = teacher[..., :3]
+    assert float(feature_loss(fewer, teacher)) == float(attention_loss(fewer, teacher))
 
 
 def test_labels_and_teacher_are_added_by_weight() -> None:

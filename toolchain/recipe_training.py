@@ -101,7 +101,8 @@ class Finetune(Recovery, _Course):
     """Keep the weights' exponential moving average, each step with this share of the one before; null: the last
     weights."""
     features: Patterns = ()
-    """Layers whose outputs are held against those of that network too."""
+    """Layers whose outputs are held against those of that network too, written as include is elsewhere: value by value
+    where no channel is gone, as behind a pruning within the blocks, else by where they are active."""
 
 
 class Sparsify(Recovery, Scope):

@@ -26,18 +26,20 @@ def make_trainee(
     """The model, whose `network` is the graph's own, frozen layers and all; at first for pictures of its own size.
 
     sizes: (height, width) of the pictures that will come. devices: how many share a batch. precision: Keras's policy.
-    Raises InputError for a distillation without a teacher and a feature that is no layer, GraphError where Keras
-    refuses the graph.
+    Raises InputError for a distillation without a teacher and a feature that is no layer of both, GraphError where
+    Keras refuses the graph.
     """
     assert graph.input is not None
     mean, std = np.array(graph.input.mean, np.float32), np.array(graph.input.std, np.float32)
-    networks = _networks(_watching(graph, training.features), sizes, allow_lambda)
+    chosen = select(graph, training.features) if training.features else frozenset()
+    features = [node.name for node in graph.nodes if node.name in chosen]
+    networks = _networks(_watching(graph, features), sizes, allow_lambda)
     network = networks[(graph.input.height, graph.input.width)]
     teachers: dict[tuple[int, int], Any] = {}
     if training.distill:
         if teacher_graph is None:
             raise InputError("a distillation has a teacher: none was given; set distill to 0 or give one")
-        theirs = [_of_teacher(name, teacher_graph) for name in training.features]
+        theirs = [_of_teacher(name, teacher_graph) for name in features]
         teachers = _networks(_watching(teacher_graph, theirs), sizes, allow_lambda)
     frozen = select(graph, training.freeze) if training.freeze else frozenset()
     for layer in network.layers:
@@ -99,15 +101,15 @@ def _listed(outputs: Any) -> list[Any]:
 
 def _watching(graph: Graph, layers: Sequence[str]) -> Graph:
     """The graph with the outputs of inner layers behind its own."""
-    for name in layers:
-        if name not in graph.by_name:
-            raise InputError(f"a feature is a layer: {graph.name!r} has no {name!r}; slimdet inspect lists its layers")
     return dataclasses.replace(graph, outputs=(*graph.outputs, *layers))
 
 
 def _of_teacher(name: str, teacher: Graph) -> str:
     """The layer of the uncompressed network that another became: Tucker's last part stands for the whole."""
-    return name if name in teacher.by_name else name.removesuffix("_tucker_2")
+    found = name if name in teacher.by_name else name.removesuffix("_tucker_2")
+    if found not in teacher.by_name:
+        raise InputError(f"a feature is a layer of the teacher's too: {teacher.name!r} has no {name!r}; leave it out")
+    return found
 
 
 def _networks(graph: Graph, sizes: Sequence[tuple[int, int]], allow_lambda: bool) -> dict[tuple[int, int], Any]:

@@ -69,7 +69,7 @@ class Training:
     labels: bool = True
     #: Weight of what is learned from the teacher's outputs; 0: nothing.
     distill: float = 0.0
-    #: Layers whose outputs are held against the teacher's too.
+    #: Layers whose outputs are held against the teacher's too: patterns as scope.py has them.
     features: tuple[str, ...] = ()
     #: Compute in 16 bits where that is safe. None: where the device has hardware for it.
     mixed_precision: bool | None = None
