@@ -122,10 +122,13 @@ def objectives(data: Path, out: Path, epochs: int) -> dict[str, Any]:
 def tiny(data: Path, out: Path, epochs: int) -> dict[str, Any]:
     """yolov4-tiny by Tucker and pruning to a third of its FLOPs, recovered from pictures without labels."""
     recipe = {"net": "yolov4-tiny", "names": "coco.names", "data": _ALONE}
+    training = f"batch: 8, learning_rate: 0.0005, {_GENTLY}, features: [conv_*_bn]"
     stages = (
         f"tucker: {{ranks: {{energy: {ENERGY}}}}}",
-        f"prune: {{flops: {LEFT}}}",
-        f"finetune: {{epochs: {epochs}, batch: 8, learning_rate: 0.0005, {_GENTLY}}}",
+        f"finetune: {{epochs: {max(1, epochs // 4)}, {training}}}",
+        # Tucker's inner layers alone: all that the original has keeps its channels, and is compared with it.
+        f"prune: {{flops: {LEFT}, include: [conv_*_tucker_?]}}",
+        f"finetune: {{epochs: {epochs}, {training}}}",
     )
     click.echo("yolov4-tiny at a third of the FLOPs, without labels", err=True)
     found = built("tiny", recipe, stages, data, out)

@@ -7,7 +7,7 @@ from deploy.contract import Scale, YoloHead
 
 tf = pytest.importorskip("tensorflow")
 
-from toolchain.distillation import attention_loss, feature_loss, objective, output_loss  # noqa: E402
+from toolchain.distillation import FEATURES, attention_loss, feature_loss, objective, output_loss  # noqa: E402
 from toolchain.graph import Graph, Node  # noqa: E402
 from toolchain.loss import LossWeights, yolo_loss  # noqa: E402
 from toolchain.training import Training  # noqa: E402
@@ -133,7 +133,7 @@ def test_labels_and_teacher_are_added_by_weight() -> None:
     labels = float(yolo_loss(head, truth, [student], LossWeights()))
     taught = float(output_loss(head, [student], [teacher]))
     inner = tf.constant(np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2))
-    seen = float(attention_loss(inner, inner[:, ::-1]))
+    seen = FEATURES * float(feature_loss(inner, inner[:, ::-1]))
 
     def loss(training: Training, mine: list[tf.Tensor], theirs: list[tf.Tensor] | None) -> float:
         return float(objective(graph, training)(truth, mine, theirs))

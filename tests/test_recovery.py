@@ -10,7 +10,7 @@ from toolchain.recipe import read_recipe
 
 def figures(ratio: float) -> dict[str, Any]:
     return {
-        "map_original": 0.7, "map_compressed": 0.1, "map": 0.68,
+        "map_original": 0.7, "map": 0.68,
         "flops": [100e6, 100e6 * ratio], "parameters": [1000, 500],
         "training": {"steps": 580, "best_epoch": 9, "device": "CPU", "precision": "float32", "seconds_per_step": 1.0},
         "epochs": 10,
@@ -31,14 +31,14 @@ def test_every_recipe_that_it_writes_is_one(tmp_path: Path, monkeypatch: pytest.
     stages[0]["name"] = "load"
     report = {"stages": stages, "files": [{"of": "original", "map": 0.7}, {"of": "float32", "map": 0.6}]}
     monkeypatch.setattr(recovery, "_report", lambda folder: report)
-    assert len(recovery.curve(tmp_path, tmp_path, 3)) == len(recovery.RATIOS) >= 4
+    assert len(recovery.curve(tmp_path, tmp_path, 3)) == len(recovery.STEPS)
     assert list(recovery.objectives(tmp_path, tmp_path, 3)) == list(recovery.OBJECTIVES)
     monkeypatch.setattr(recovery, "alternate", lambda files, **settings: {name: [2.0, 1.0] for name in files})
     monkeypatch.setattr(recovery, "ratio_interval", lambda one, other: (2.5, 2.4, 2.6))
     assert recovery.tiny(tmp_path, tmp_path, 3)["faster"] == 2.5
-    # Each without its fine-tuning, then with it.
-    assert len(commands) == 2 * (len(recovery.RATIOS) + len(recovery.OBJECTIVES) + 1)
-    assert [command[-1] == "finetune" for command in commands] == [True, False] * (len(commands) // 2)
+    assert len(commands) == len(recovery.STEPS) + len(recovery.OBJECTIVES) + 1
+    # Each step goes on in the folder of the one before, where all before it is found again.
+    assert len({command[3] for command in commands}) == 2
 
 
 def test_the_tables_say_points_and_shares() -> None:
@@ -49,6 +49,6 @@ def test_the_tables_say_points_and_shares() -> None:
         "tiny": {**figures(1 / 3), "faster": 2.5, "faster_low": 2.4, "faster_high": 2.6},
     }
     text = recovery.as_markdown(found)
-    row = "| 50.0 M (0.50) | 500 (0.50) | 70.00 | 10.00 (-60.00) | 68.00 (-2.00) | 580, 9 of 10, CPU |"
-    assert f"| voc-yolo-fastest-xl {row}" in text and f"| half the FLOPs, teacher alone {row}" in text
+    row = "| 50.0 M (0.50) | 500 (0.50) | 70.00 | 68.00 (-2.00) | 580, 9 of 10, CPU |"
+    assert f"| MobileNetV2-YOLOv3-Nano {row}" in text and f"| half the FLOPs, teacher alone {row}" in text
     assert "33.3 M (0.33)" in text and "2.50 [2.40, 2.60] times faster" in text

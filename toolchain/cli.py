@@ -211,13 +211,20 @@ def convert(
 @click.option(
     "--sensitivity", is_flag=True, help="Compress one layer at a time and measure what it costs, without training."
 )
-@click.option("--pictures", metavar="DIR", type=_FOLDER, help="For --sensitivity: pictures to compare the outputs on.")
+@click.option(
+    "--against", metavar="FILE.tflite", type=_FILE, help="Of a .tflite: what it differs in from this one, by layer."
+)
+@click.option(
+    "--pictures", metavar="DIR", type=_FOLDER, help="For --sensitivity and --against: pictures to compare on."
+)
 @click.option("--data", metavar="DIR", type=_FOLDER, help="For --sensitivity: measure mAP on this VOC folder instead.")
 @click.option("--split", default="val", show_default=True, help="Of --data. Not the one that you report figures on.")
 @click.option(
     "--ratio", "ratios", type=float, multiple=True, help="For --sensitivity, share removed. Default: 0.25, 0.5, 0.75."
 )
-@click.option("--plot", metavar="FILE.png", type=_FILE, help="For --sensitivity: draw the table.")
+@click.option(
+    "--plot", metavar="FILE.png", type=_FILE, help="For --sensitivity and --against: draw the table."
+)
 @click.option(
     "--allow-lambda", is_flag=True, help="Run Python code inside a Keras file. Only for files that you trust."
 )
@@ -225,28 +232,37 @@ def convert(
 @version_option
 @debug_option
 def inspect(
-    model: str, weights: Path | None, names: Path | None, head: Path | None, sensitivity: bool, pictures: Path | None,
-    data: Path | None, split: str, ratios: tuple[float, ...], plot: Path | None, allow_lambda: bool,
-    json_file: str | None,
+    model: str, weights: Path | None, names: Path | None, head: Path | None, sensitivity: bool, against: Path | None,
+    pictures: Path | None, data: Path | None, split: str, ratios: tuple[float, ...], plot: Path | None,
+    allow_lambda: bool, json_file: str | None,
 ) -> None:  # fmt: skip
     """Show what a model is made of: a cfg (with weights or without), .keras, .h5, .tflite, a recipe, or a built-in
     network's name.
 
     Layers with shapes, parameters and FLOPs, the head, and what can be compressed: the groups of channels that are
     pruned together, and the convolutions that Tucker can split. Of a .tflite, by whomever, its tensors and operations,
-    quantization, metadata, what XNNPACK takes, and what looks wrong.
+    quantization, metadata, what XNNPACK takes, and what looks wrong; with --against where it parts from another.
 
     \b
     Example:
       slimdet inspect net.cfg net.weights --names voc.names
       slimdet inspect net_int8.tflite --json net.json
+      slimdet inspect net_int8.tflite --against net_float32.tflite --pictures photos --plot worst.png
       slimdet inspect net.cfg net.weights --names voc.names --sensitivity --pictures photos --plot sensitivity.png
     """
     if Path(model).suffix.lower() in (".keras", ".h5", ".hdf5"):
         _need("inspect", ("tensorflow",))
     if Path(model).suffix.lower() in (".yaml", ".yml") or model in carried_recipes():
         _need("inspect", ("pydantic", "yaml"))
-    if not sensitivity:
+    if against is not None:
+        asked = {
+            "WEIGHTS": weights, "--names": names, "--head": head, "--sensitivity": sensitivity, "--data": data,
+            "--ratio": ratios,
+        }  # fmt: skip
+        if given := [option for option, value in asked.items() if value]:
+            raise click.UsageError(f"--against compares two .tflite files, without {', '.join(given)}")
+        found = _against(Path(model), against, pictures, plot, json_file)
+    elif not sensitivity:
         asked = {"--pictures": pictures, "--data": data, "--ratio": ratios, "--plot": plot}
         if given := [option for option, value in asked.items() if value]:
             raise click.UsageError(f"{', '.join(given)} belong{'s' * (len(given) == 1)} to --sensitivity")
@@ -262,6 +278,32 @@ def inspect(
         found = _sensitivity(model, weights, names, head, pictures, data, split, ratios, plot, allow_lambda, json_file)
     if json_file is not None:
         write_json(json_file, found)
+
+
+def _against(
+    model: Path, against: Path, pictures: Path | None, plot: Path | None, json_file: str | None
+) -> dict[str, Any]:
+    from toolchain import file_comparison
+    from toolchain.quantize import evenly_spaced
+    from toolchain.reference import VERIFICATION_PICTURES
+    from toolchain.stages import draw_pictures, pictures_in
+
+    if plot is not None:
+        _need("inspect --plot", ("matplotlib",))
+        refuse_to_overwrite("--plot", str(plot), [model, against, *([json_file] if json_file else [])])
+    given = evenly_spaced(pictures_in(pictures), VERIFICATION_PICTURES) if pictures else []
+    with tempfile.TemporaryDirectory(prefix="slimdet-") as folder, _Display() as watch:
+        watch.started("comparison")
+        looked = given or draw_pictures(Path(folder), VERIFICATION_PICTURES, 416)
+        found = file_comparison.compare_files(model, against, looked, progress=watch.progress)
+    found["drawn_pictures"] = not given
+    if plot is not None:
+        write_atomically(plot, file_comparison.plot(found))
+    if json_file != "-":
+        if not given:
+            click.echo("no pictures were given: drawn ones stand in for them, and tell less; add --pictures DIR")
+        click.echo(file_comparison.as_text(found))
+    return found
 
 
 def _sensitivity(

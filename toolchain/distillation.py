@@ -36,7 +36,7 @@ _TINY = 1e-12
 
 #: How much a layer's comparison, which is 1 where a layer computes nothing, counts beside the outputs' loss, a sum over
 #: a picture's boxes that a network in use leaves some tens of.
-_FEATURES = 3.0
+FEATURES = 3.0
 
 #: (truth, the student's outputs, the teacher's or None) to a scalar. Outputs are lists, the graph's raw ones first and
 #: those of the compared layers behind.
@@ -58,7 +58,7 @@ def objective(graph: Graph, training: Training) -> Objective:
             assert teacher is not None
             learned = output_loss(head, [outputs[index] for index in order], [teacher[index] for index in order])
             for mine, theirs in zip(outputs[raw:], teacher[raw:], strict=True):
-                learned += _FEATURES * feature_loss(mine, theirs)
+                learned += FEATURES * feature_loss(mine, theirs)
             total += training.distill * learned
         return total
 
