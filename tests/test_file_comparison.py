@@ -127,7 +127,7 @@ def test_a_strangers_broken_file_is_named(real_data: Path) -> None:
     found = compare_files(*files, pictures)
     assert "neither file says how pictures enter" in found["notes"][0]
     told = " ".join(found["warnings"])
-    assert "of a pixel's 256 values 2 are left at the input 'image_input': its scale 1 is made for another range" in told
+    assert "of a pixel's 256 values 2 are left at the input 'image_input': its scale 1 is made for another" in told
     assert told.count("is saturated") == told.count("says nothing") == len(found["outputs"]) == 2
     other = real_data / "tflite" / "face_detection_short_range.tflite"
     with pytest.raises(InputError, match="read pictures of one size"):

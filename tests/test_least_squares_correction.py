@@ -9,7 +9,7 @@ from toy_network import Layers
 from toolchain.activations import PatchMoments
 from toolchain.channels import analyse, remove
 from toolchain.graph import Graph
-from toolchain.least_squares_correction import folded, readers
+from toolchain.least_squares_correction import folded, of_channels, readers
 
 _REMOVED, _CHANNELS, _OUT = (1, 4), 6, 5
 
@@ -55,7 +55,7 @@ def test_channels_that_follow_from_others_cost_nothing(norm: bool) -> None:
     whole = graph.by_name["second"].weights["kernel"].reshape(-1, _OUT)
     gone = np.tile(np.isin(np.arange(_CHANNELS), _REMOVED), 9)
     mean_part = patches.mean(0)[gone] @ whole[gone]
-    found = folded(graph, pruned, kept, lambda _: _moments(patches))
+    found = folded(graph, pruned, kept, lambda _: of_channels(_moments(patches), _CHANNELS))
     second = found.by_name["second"]
     constant = second.weights["bias"] if not norm else np.zeros(_OUT)
     if norm:
@@ -76,7 +76,7 @@ def test_independent_channels_leave_the_kernel_nearly_alone() -> None:
     pruned, kept = _pruned(graph)
     count = 20_000
     patches = random.normal(0, 1, (count, 9 * _CHANNELS))
-    found = folded(graph, pruned, kept, lambda _: _moments(patches))
+    found = folded(graph, pruned, kept, lambda _: of_channels(_moments(patches), _CHANNELS))
     moved = found.by_name["second"].weights["kernel"] - pruned.by_name["second"].weights["kernel"]
     # Sample correlations of independent values are 1/sqrt(9 * count) = 0.0024 each; 4 kept channels, 2 removed ones.
     assert np.abs(moved).max() < 2 * 5 * (9 * count) ** -0.5 * np.abs(graph.by_name["second"].weights["kernel"]).max()
@@ -99,5 +99,5 @@ def test_a_channel_that_never_varies_is_no_trouble() -> None:
     graph = _network(norm=False)
     pruned, kept = _pruned(graph)
     constant = np.ones((100, 9 * _CHANNELS))
-    found = folded(graph, pruned, kept, lambda _: _moments(constant))
+    found = folded(graph, pruned, kept, lambda _: of_channels(_moments(constant), _CHANNELS))
     assert np.isfinite(found.by_name["second"].weights["kernel"]).all()

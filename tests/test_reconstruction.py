@@ -1,6 +1,5 @@
 """Channels that go for a share of the FLOPs: errors against a regression done at once, counts, and real networks."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +10,27 @@ from toy_network import Layers, toy_graph
 
 from deploy.errors import GraphError, InputError
 from toolchain import activations
-from toolchain.activations import PatchMoments
+from toolchain.activations import ChannelMoments
 from toolchain.channels import Channels, analyse, remove
 from toolchain.cost import cost
 from toolchain.graph import Graph
-from toolchain.least_squares_correction import RIDGE, folded, of_channels
+from toolchain.least_squares_correction import RIDGE, folded
 from toolchain.one_file import Origin, read_origin
 from toolchain.prune import Pruning, prune
-from toolchain.reconstruction import measured_readers, removal_curves, within_flops
+from toolchain.reconstruction import measured_sources, removal_curves, within_flops
 from toolchain.shapes import shapes
 
-Moments = Callable[[str], PatchMoments]
 
-
-def _moments(graph: Graph, seed: int = 0) -> Moments:
-    """Of every layer correlated values of many sizes, as if pictures had been looked at."""
-
-    def moments(name: str) -> PatchMoments:
-        kernel = graph.by_name[name].weights["kernel"]
+def _moments(graph: Graph, seed: int = 0) -> dict[str, ChannelMoments]:
+    """Of every node that has channels correlated values of many sizes, as if pictures had been looked at."""
+    found = {}
+    for name, shape in shapes(graph).items():
         random = np.random.default_rng((seed, *name.encode()))
-        size = int(np.prod(kernel.shape[:3]))
-        mixed = random.normal(0, 1, (size, size)) * random.uniform(0.1, 3, size)
-        mean = random.normal(0, 1, size)
-        return PatchMoments(mean, (mixed.T @ mixed / size + np.outer(mean, mean)).astype(np.float32), 4096)
-
-    return moments
+        mixed, slopes = (random.normal(0, 1, (shape[-1],) * 2) * random.uniform(0.1, 3, shape[-1]) for _ in range(2))
+        mean = random.normal(0, 1, shape[-1])
+        second = mixed.T @ mixed / shape[-1] + np.outer(mean, mean)
+        found[name] = ChannelMoments(slopes.T @ slopes, second, mean)
+    return found
 
 
 def _all(graph: Graph) -> Channels:
@@ -55,20 +50,14 @@ def _concatenated(side: int = 12) -> Graph:
     return Graph("net", tuple(net.nodes), ("last",))
 
 
-def _left_by_regression(graph: Graph, channels: Channels, name: str, moments: Moments, gone: np.ndarray) -> float:
-    """What a layer's output loses when the kept channels take over all they can, as a share of its energy."""
-    node = graph.by_name[name]
-    kernel = node.weights["kernel"].astype(np.float64)
-    _, covariance = of_channels(moments(name), kernel.shape[2])
-    covariance += np.eye(len(covariance)) * RIDGE * np.trace(covariance) / len(covariance)
-    for norm in (reader for reader in graph.readers[name] if reader.op == "BatchNormalization"):
-        kernel = kernel * norm.weights["gamma"] / np.sqrt(norm.weights["moving_variance"] + 1e-5)
-    weights = np.moveaxis(kernel, 2, 0).reshape(kernel.shape[2], -1)
-    lost = np.isin(channels.symbols[node.inputs[0]], gone)
+def _left_by_regression(symbols: np.ndarray, moments: ChannelMoments, gone: np.ndarray) -> float:
+    """E[(Σ a·e)²] when the kept channels take over all they can, all at once."""
+    covariance = moments.covariance + np.eye(len(symbols)) * RIDGE * np.trace(moments.covariance) / len(symbols)
+    lost = np.isin(symbols, gone)
     kept = covariance[np.ix_(~lost, ~lost)]
     across = covariance[np.ix_(lost, ~lost)]
     rest = covariance[np.ix_(lost, lost)] - across @ np.linalg.solve(kept, across.T)
-    return float(np.sum(weights[lost] * (rest @ weights[lost])) / np.sum(weights * (covariance @ weights)))
+    return float(np.sum(moments.slopes[np.ix_(lost, lost)] * rest))
 
 
 @pytest.mark.parametrize("graph", [_concatenated(), toy_graph()], ids=["pyramid", "toy"])
@@ -76,12 +65,12 @@ def test_the_errors_are_those_of_a_regression_on_all_that_is_left(graph: Graph) 
     channels, moments = _all(graph), _moments(graph)
     curves = removal_curves(graph, channels, moments)
     assert curves
-    read = {name: channels.symbols[graph.by_name[name].inputs[0]] for name in measured_readers(graph, channels)}
+    read = {name: channels.symbols[name] for name in measured_sources(graph, channels)}
     for group, curve in curves.items():
-        readers = [name for name, symbols in read.items() if np.isin(symbols, group.symbols).any()]
+        sources = {name: symbols for name, symbols in read.items() if np.isin(symbols, group.symbols).any()}
         for count in (1, len(group.symbols) // 2, len(group.symbols) - 1):
             gone = group.symbols[curve.order[:count]]
-            wanted = sum(_left_by_regression(graph, channels, name, moments, gone) for name in readers)
+            wanted = sum(_left_by_regression(symbols, moments[name], gone) for name, symbols in sources.items())
             # Downdates of a condition number of some 1e4 (RIDGE and sizes from 0.1 to 3), one after another.
             assert curve.errors[count] == pytest.approx(wanted, rel=1e-8)
         assert np.all(np.diff(curve.errors) >= 0)
@@ -96,12 +85,24 @@ def test_what_others_make_goes_first_and_costs_nothing() -> None:
     random = np.random.default_rng(1)
     values = random.normal(0, 1, (4000, 12))
     values[:, [2, 7]] = values[:, [0, 5]] @ random.normal(0, 1, (2, 2))
-    moments = PatchMoments(values.mean(0), (values.T @ values / 4000).astype(np.float32), 4000)
+    moments = ChannelMoments(np.eye(12), values.T @ values / 4000, values.mean(0))
     channels = _all(graph)
-    (curve,) = removal_curves(graph, channels, lambda name: moments).values()
+    (curve,) = removal_curves(graph, channels, {"made": moments}).values()
     # Two of the four are a function of the other two, whichever they are: the ridge is what they cost.
     assert set(curve.order[:2].tolist()) < {0, 2, 5, 7}
     assert curve.errors[2] < 12 * RIDGE < curve.errors[3]
+
+
+def test_what_detections_mind_stays() -> None:
+    net = Layers(3)
+    net.conv("made", "image", 3, 12)
+    net.conv("reader", "made", 12, 5, size=1)
+    graph = Graph("net", tuple(net.nodes), ("reader",))
+    slopes = np.random.default_rng(4).permutation(12) + 1.0
+    # Equally large and independent channels: the slopes alone decide.
+    moments = ChannelMoments(np.diag(slopes), np.eye(12), np.zeros(12))
+    (curve,) = removal_curves(graph, _all(graph), {"made": moments}).values()
+    assert curve.order.tolist() == np.argsort(slopes).tolist()[:-1]
 
 
 @settings(max_examples=25, deadline=None)
@@ -168,11 +169,15 @@ def test_a_real_network_changes_less_than_by_norms_at_equal_flops(real_data: Pat
     graph = read_origin(Origin(*files, weights / "voc.names", None, "stretch", False), seed=0)
     pictures = sorted((real_data / "voc2007" / "calibration200" / "JPEGImages").glob("*.jpg"))
     every = [node.name for node in graph.nodes]
-    channels = analyse(graph, every)
-    with activations.patch_moments(graph, measured_readers(graph, channels), pictures[:16]) as moments:
-        chosen = prune(graph, every, Pruning(flops=0.75), moments=moments)
-        by_norm = prune(graph, every, Pruning(0.16, cut="uniform"))
-        networks = [folded(graph, made.graph, made.kept, moments) for made in (chosen, by_norm)]
+    moments = activations.channel_moments(graph, measured_sources(graph, analyse(graph, every)), pictures[:16])
+    chosen = prune(graph, every, Pruning(flops=0.75), moments=moments)
+    by_norm = prune(graph, every, Pruning(0.16, cut="uniform"))
+
+    def statistics(layer: str) -> tuple[np.ndarray, np.ndarray]:
+        found = moments[graph.by_name[layer].inputs[0]]
+        return found.mean, found.covariance
+
+    networks = [folded(graph, made.graph, made.kept, statistics) for made in (chosen, by_norm)]
     flops = [cost(one).flops / cost(graph).flops for one in networks]
     assert flops[0] <= 0.75 and flops[0] <= flops[1] < 0.8
     outputs = list(graph.outputs)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from deploy.contract import ROLES, Input, Scale, YoloHead
+from deploy.errors import GraphError
 from run_here import run_here, values
 from toolchain import taylor
-from toolchain.activations import taylor_scores
+from toolchain.activations import channel_moments, taylor_scores
 from toolchain.graph import Graph
 from toolchain.reference import by_role
 from toolchain.taylor import output_weights
@@ -143,3 +144,42 @@ def test_outputs_that_are_split_by_role_weigh_the_same() -> None:
         np.testing.assert_array_equal(found[f"{role}_16"], array)
     # Far out, too, nothing overflows.
     assert np.isfinite(expected).all() and 0 <= expected.min() and expected.max() <= 1
+
+
+def test_moments_of_one_cell_are_products(pictures: list[Path], tmp_path: Path) -> None:
+    graph = linear_detector(single=True)
+    found = channel_moments(graph, ["conv"], pictures[:1], seed=3)["conv"]
+    held = values(graph, ["conv"], pictures[:1], tmp_path)["conv"][0, 0, 0].astype(np.float64)
+    # In one cell of one picture the weights of the places are all one; 1e-5: products of float32 values.
+    np.testing.assert_allclose(found.mean, held, rtol=1e-5)
+    np.testing.assert_allclose(found.second, np.outer(held, held), rtol=1e-5)
+    np.testing.assert_allclose(found.covariance, 0, atol=1e-5 * np.square(held).max())
+    # What is lost without a channel, to first order, is its slope times what it holds.
+    scores = taylor_scores(graph, ["conv"], pictures[:1], seed=3)["conv"]
+    np.testing.assert_allclose(found.slopes.diagonal() * np.square(held), scores, rtol=1e-4)
+    assert (found.slopes[RAW:] == 0).all()
+
+
+def test_moments_are_those_of_the_places_that_detections_mind(pictures: list[Path], tmp_path: Path) -> None:
+    graph = toy_graph()
+    names = ["residual", "joined"]
+    found = channel_moments(graph, names, pictures)
+    held = values(graph, names, pictures, tmp_path)
+    for name in names:
+        moments, flat = found[name], held[name].reshape(-1, held[name].shape[-1])
+        assert moments.slopes.shape == moments.second.shape == (flat.shape[1],) * 2
+        for matrix in (moments.slopes, moments.covariance):
+            least = np.linalg.eigvalsh((matrix + matrix.T) / 2)[0]
+            # Gram matrices; float32 products.
+            assert least > -1e-5 * np.abs(matrix).max()
+            np.testing.assert_allclose(matrix, matrix.T, atol=1e-5 * np.abs(matrix).max())
+        # Weighted means lie among the values, and are not those of all places alike.
+        assert ((flat.min(0) <= moments.mean + 1e-5) & (moments.mean - 1e-5 <= flat.max(0))).all()
+        assert np.abs(moments.mean - flat.mean(0)).max() > 1e-3
+    again = channel_moments(graph, names, pictures)
+    assert all((again[name].slopes == found[name].slopes).all() for name in names)
+
+
+def test_moments_need_a_head(pictures: list[Path]) -> None:
+    with pytest.raises(GraphError, match="has no head"):
+        channel_moments(dataclasses.replace(toy_graph(), head=None), ["residual"], pictures)

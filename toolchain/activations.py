@@ -56,6 +56,24 @@ class PatchMoments:
     rows: int
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChannelMoments:
+    """What a node's channels hold, x, and what the detections mind in them, a = ∂L/∂x, over all positions of pictures.
+
+    With L as Taylor's scores have it, an error e of the channels changes the detections by (Σ a·e)² to first order.
+    """
+
+    #: (C, C) float64, E[a a^T], summed over a picture's positions.
+    slopes: np.ndarray
+    #: (C, C) and (C,) float64, E[x x^T] and E[x], each position with the weight |a|²: where detections are made.
+    second: np.ndarray
+    mean: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        return np.asarray(self.second - np.outer(self.mean, self.mean))
+
+
 @contextmanager
 def patch_moments(
     graph: Graph,
@@ -137,13 +155,37 @@ def taylor_scores(
     The signs are drawn from seed, taylor.DRAWS times for each picture. Raises as channel_means does; GraphError for a
     graph without a YoloHead.
     """
+    _check_head(graph)
+    function = "toolchain.taylor:run_taylor_scores"
+    return _by_node(function, graph, nodes, pictures, {"seed": seed}, allow_lambda, progress)
+
+
+def channel_moments(
+    graph: Graph,
+    nodes: Sequence[str],
+    pictures: Sequence[Path],
+    *,
+    seed: int = 0,
+    allow_lambda: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, ChannelMoments]:
+    """Node -> the moments of its output's channels (last axis). Raises as taylor_scores does."""
+    _check_head(graph)
+    function = "toolchain.taylor:run_channel_moments"
+    found = _by_node(function, graph, nodes, pictures, {"seed": seed}, allow_lambda, progress)
+    moments = {}
+    for name, array in found.items():
+        channels = array.shape[1]
+        moments[name] = ChannelMoments(array[:channels], array[channels:-1], array[-1])
+    return moments
+
+
+def _check_head(graph: Graph) -> None:
     if not isinstance(graph.head, YoloHead):
         raise GraphError(
             f"a channel is scored by what it does to detections: {graph.name!r} has no head; describe it with a head"
             " file"
         )
-    function = "toolchain.taylor:run_taylor_scores"
-    return _by_node(function, graph, nodes, pictures, {"seed": seed}, allow_lambda, progress)
 
 
 def reestimate_batch_norms(

@@ -68,8 +68,8 @@ def compare_files(
     return {**found, "file": str(path), "against": str(against)}
 
 
-def _told(progress: Progress | None) -> Callable[[Mapping[str, float]], None] | None:
-    return (lambda facts: progress(facts["done"], facts["of"]) and None) if progress else None
+def _told(progress: Progress | None) -> Callable[[Mapping[str, float]], object] | None:
+    return (lambda facts: progress(facts["done"], facts["of"])) if progress else None
 
 
 @dataclasses.dataclass

@@ -19,6 +19,9 @@ from toolchain.activations import PatchMoments
 from toolchain.bias_correction import give_back
 from toolchain.graph import Graph, Node
 
+#: Mean (C,) and covariance (C, C) of what a convolution reads, over pictures and positions, and over its taps.
+Statistics = tuple[np.ndarray, np.ndarray]
+
 #: Of the kept channels' mean variance, added to each: second moments come in float32, and of channels that hardly vary
 #: a regression makes nothing.
 RIDGE = 1e-3
@@ -40,19 +43,19 @@ def _lost_some(node: Node, kept: Mapping[str, np.ndarray]) -> bool:
 
 
 def folded(
-    before: Graph, after: Graph, kept: Mapping[str, np.ndarray], moments: Callable[[str], PatchMoments]
+    before: Graph, after: Graph, kept: Mapping[str, np.ndarray], statistics: Callable[[str], Statistics]
 ) -> Graph:
     """The network after pruning, its biases corrected, with the removed channels folded into the kept ones.
 
-    kept: by node the (n,) indices of the channels of its output that stayed (pass_report.PassResult.kept). moments: of
-    what readers(before, kept) read, one at a time.
+    kept: by node the (n,) indices of the channels of its output that stayed (pass_report.PassResult.kept). statistics:
+    of what each of readers(before, kept) reads.
     """
     changed: dict[str, Node] = {}
     for name in readers(before, kept):
         kernel = before.by_name[name].weights["kernel"].astype(np.float64)
         stays = np.zeros(kernel.shape[2], bool)
         stays[kept[before.by_name[name].inputs[0]]] = True
-        mean, covariance = of_channels(moments(name), kernel.shape[2])
+        mean, covariance = statistics(name)
         inner = covariance[np.ix_(stays, stays)]
         inner[np.diag_indices_from(inner)] += RIDGE * np.trace(inner) / len(inner) or 1.0
         weights = np.linalg.solve(inner, covariance[np.ix_(stays, ~stays)])
@@ -64,8 +67,8 @@ def folded(
     return dataclasses.replace(after, nodes=tuple(changed.get(node.name, node) for node in after.nodes))
 
 
-def of_channels(moments: PatchMoments, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (C,) and covariance (C, C) of what is read, over its taps, float64."""
+def of_channels(moments: PatchMoments, channels: int) -> Statistics:
+    """From a layer's patches, of so many channels, float64."""
     taps = moments.mean.size // channels
     mean = moments.mean.reshape(taps, channels).mean(0)
     second = np.einsum("tatb->ab", moments.second.reshape(taps, channels, taps, channels).astype(np.float64)) / taps

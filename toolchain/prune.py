@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from deploy.errors import GraphError, InputError
-from toolchain.activations import PatchMoments
+from toolchain.activations import ChannelMoments
 from toolchain.bias_correction import Means, correct_biases
 from toolchain.channel_rules import KERNEL_OPS
 from toolchain.channels import Channels, Group, analyse, remove
@@ -74,7 +74,7 @@ def prune(
     settings: Pruning,
     *,
     taylor: Mapping[str, np.ndarray] | None = None,
-    moments: Callable[[str], PatchMoments] | None = None,
+    moments: Mapping[str, ChannelMoments] | None = None,
     means: Means | None = None,
     timer: Timer | None = None,
 ) -> PassResult:
@@ -83,7 +83,7 @@ def prune(
     Args:
         chosen: names of the nodes in scope; others lose no channels of their own, but may read fewer.
         taylor: for the criterion "taylor", by layer (n_out,): see criteria.scored_nodes.
-        moments: for flops, of what reconstruction.measured_readers names.
+        moments: for flops, of what reconstruction.measured_sources names.
         means: measures the mean of named nodes' channels, to correct biases; None corrects nothing.
         timer: measures layers; with it a group stays pruned only if the layers that make it get faster together.
 

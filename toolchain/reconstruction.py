@@ -1,66 +1,63 @@
-"""Which channels go so that a network keeps a share of its FLOPs and its layers' outputs change least.
+"""Which channels go so that a network keeps a share of its FLOPs and its detections change least.
 
-A convolution reads channels x with covariance C over pictures and positions. When some are removed, and the others take
-over what they can of them by regression (least_squares_correction.py does it), its output changes by a mean square that
-has a closed form. With W (channels, taps · outputs) the kernel, each output scaled by the batch norm behind it, and
-P = C^-1, removing the channels b adds
-    ΔE = trace(P_bb^-1 W_b W_b^T),    then    W -= P_:b P_bb^-1 W_b,    P -= P_:b P_bb^-1 P_b:
+Convolutions read channels x with covariance C over pictures and positions. When some are removed, and the others take
+over what they can of them by regression (least_squares_correction.py does it), what is read is off by the regression's
+rest e. To first order the detections change by Σ a·e, with a their slopes in x (activations.ChannelMoments), and the
+mean of its square has a closed form. With S = E[a a^T] and P = C^-1, removing the channels b adds
+    ΔE = trace(P_bb^-1 S_bb),    then    S -= P_:b P_bb^-1 S_b: and its transpose's,    P -= P_:b P_bb^-1 P_b:
 (Hassibi and Stork 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon", equation 5; channels in
-place of single weights: Frantar and Alistarh 2022, "Optimal Brain Compression", section 4). A group of channels loses
-one after another, always the one whose ΔE, as a share of the outputs' energy trace(W^T C W) and summed over all
-convolutions that read it, is the least: that gives its curve of error against channels. Then channels go where the next
-multiple of them costs the least error for each operation that it saves, until the share of the FLOPs is reached.
+place of single weights: Frantar and Alistarh 2022, "Optimal Brain Compression", section 4; there S is W W^T, and every
+output of the layer counts alike). Both moments are those of the places where detections are made. A group of channels
+loses one after another, always the one whose ΔE, summed over all that reads it, is the least: that gives its curve of
+error against channels. Then channels go where the next multiple of them costs the least error for each operation that
+it saves, until the share of the FLOPs is reached.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from deploy.errors import GraphError
-from toolchain.activations import PatchMoments
+from toolchain.activations import ChannelMoments
 from toolchain.channel_rules import KERNEL_OPS, is_per_channel
 from toolchain.channels import Channels, Group, remove
 from toolchain.cost import cost, node_costs
-from toolchain.criteria import following_batch_norms
 from toolchain.graph import Graph, Node
-from toolchain.least_squares_correction import RIDGE, can_fold, of_channels
+from toolchain.least_squares_correction import RIDGE, can_fold
 from toolchain.pruning_cuts import Choice
-
-#: Told how many groups of channels are done, and of how many.
-Progress = Callable[[float, float], object]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-    """What a group of channels costs the layers that read it, by how many of its symbols are gone."""
+    """What the detections lose with a group of channels, by how many of its symbols are gone."""
 
     #: (n - 1,) places in the group's symbols, in the order in which they go.
     order: np.ndarray
-    #: (n,) error after that many have gone: shares of the readers' output energy, summed over the readers.
+    #: (n,) error after that many have gone: E[(Σ a·e)²] above.
     errors: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Reader:
-    """What one convolution makes of the symbols that it reads."""
+class _Source:
+    """What convolutions read."""
 
-    #: Of its input channels.
+    #: Of its channels.
     symbols: np.ndarray
     #: P, (channels, channels).
     inverse: np.ndarray
-    #: W W^T over the outputs' energy, (channels, channels).
-    gram: np.ndarray
+    #: S, (channels, channels).
+    slopes: np.ndarray
 
 
-def measured_readers(graph: Graph, channels: Channels) -> list[str]:
-    """The convolutions whose inputs' moments removal_curves needs."""
+def measured_sources(graph: Graph, channels: Channels) -> list[str]:
+    """The nodes whose moments removal_curves needs: what convolutions read of channels that may go."""
     free = [group for group in channels.free if not unmeasured(graph, channels, group)]
     symbols = np.concatenate([group.symbols for group in free]) if free else np.zeros(0, np.int64)
-    return [node.name for node in _readers(graph, channels, symbols)]
+    return _sources(graph, channels, symbols)
 
 
 def unmeasured(graph: Graph, channels: Channels, group: Group) -> str:
@@ -82,59 +79,43 @@ def _readers(graph: Graph, channels: Channels, symbols: np.ndarray) -> list[Node
     ]
 
 
+def _sources(graph: Graph, channels: Channels, symbols: np.ndarray) -> list[str]:
+    return list(dict.fromkeys(node.inputs[0] for node in _readers(graph, channels, symbols)))
+
+
 def removal_curves(
-    graph: Graph, channels: Channels, moments: Callable[[str], PatchMoments], progress: Progress | None = None
+    graph: Graph, channels: Channels, moments: Mapping[str, ChannelMoments]
 ) -> dict[Group, Curve]:
-    """The curve of every group in channels.free that can be measured.
-
-    moments: of what measured_readers(graph, channels) read, in that order, one at a time.
-    """
-    looked = {name: _reader(graph, name, channels, moments(name)) for name in measured_readers(graph, channels)}
+    """The curve of every group in channels.free that can be measured. moments: of measured_sources(graph, channels)."""
+    looked = {name: _source(channels.symbols[name], moments[name]) for name in measured_sources(graph, channels)}
     groups = [group for group in channels.free if not unmeasured(graph, channels, group)]
-    found = {}
-    for index, group in enumerate(groups):
-        found[group] = _curve(
-            group, [looked[node.name] for node in _readers(graph, channels, group.symbols) if node.name in looked]
-        )
-        if progress:
-            progress(index + 1, len(groups))
-    return found
+    return {
+        group: _curve(group, [looked[name] for name in _sources(graph, channels, group.symbols)]) for group in groups
+    }
 
 
-def _reader(graph: Graph, name: str, channels: Channels, moments: PatchMoments) -> _Reader:
-    node = graph.by_name[name]
-    kernel = node.weights["kernel"].astype(np.float64)
-    for norm in following_batch_norms(graph, name, 3)[:1]:
-        variance = norm.weights["moving_variance"].astype(np.float64) + float(norm.attributes.get("epsilon", 1e-3))
-        kernel = kernel * (norm.weights.get("gamma", np.ones(1)) / np.sqrt(variance))
-    weights = np.moveaxis(kernel, 2, 0).reshape(kernel.shape[2], -1)
-    _, covariance = of_channels(moments, kernel.shape[2])
+def _source(symbols: np.ndarray, moments: ChannelMoments) -> _Source:
+    covariance = moments.covariance
     covariance[np.diag_indices_from(covariance)] += RIDGE * np.trace(covariance) / len(covariance) or 1.0
-    gram = weights @ weights.T
-    energy = float(np.sum(gram * covariance))
-    return _Reader(
-        channels.symbols[node.inputs[0]],
-        np.linalg.inv(covariance),
-        gram / energy if energy > 0 else np.zeros_like(gram),
-    )
+    return _Source(symbols, np.linalg.inv(covariance), moments.slopes)
 
 
-def _curve(group: Group, readers: Sequence[_Reader]) -> Curve:
+def _curve(group: Group, sources: Sequence[_Source]) -> Curve:
     count = len(group.symbols)
-    states = [(_places(group.symbols, one.symbols), one.inverse.copy(), one.gram.copy()) for one in readers]
+    states = [(_places(group.symbols, one.symbols), one.inverse.copy(), one.slopes.copy()) for one in sources]
     alive = np.ones(count, bool)
     order, errors = np.zeros(count - 1, np.int64), np.zeros(count)
     for step in range(count - 1):
         costs = np.zeros(count)
-        for places, inverse, gram in states:
-            costs += _costs(places, alive, inverse, gram)
+        for places, inverse, slopes in states:
+            costs += _costs(places, alive, inverse, slopes)
         costs[~alive] = np.inf
         gone = order[step] = int(costs.argmin())
         errors[step + 1] = errors[step] + max(float(costs[gone]), 0.0)
         alive[gone] = False
-        for places, inverse, gram in states:
+        for places, inverse, slopes in states:
             if len(places[gone]):
-                _take_out(places[gone], inverse, gram)
+                _take_out(places[gone], inverse, slopes)
     return Curve(order, errors)
 
 
@@ -143,7 +124,7 @@ def _places(symbols: np.ndarray, read: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(read == symbol) for symbol in symbols]
 
 
-def _costs(places: Sequence[np.ndarray], alive: np.ndarray, inverse: np.ndarray, gram: np.ndarray) -> np.ndarray:
+def _costs(places: Sequence[np.ndarray], alive: np.ndarray, inverse: np.ndarray, slopes: np.ndarray) -> np.ndarray:
     """(n,) ΔE of each symbol that is alive, 0 for the others and for those that are not read."""
     found = np.zeros(len(places))
     widths = np.array([len(one) for one in places])
@@ -152,20 +133,20 @@ def _costs(places: Sequence[np.ndarray], alive: np.ndarray, inverse: np.ndarray,
         block = np.stack([places[index] for index in which.tolist()])
         rows, columns = block[:, :, None], block[:, None, :]
         if width == 1:
-            found[which] = (gram[rows, columns] / inverse[rows, columns])[:, 0, 0]
+            found[which] = (slopes[rows, columns] / inverse[rows, columns])[:, 0, 0]
         else:
-            found[which] = np.trace(np.linalg.solve(inverse[rows, columns], gram[rows, columns]), axis1=1, axis2=2)
+            found[which] = np.trace(np.linalg.solve(inverse[rows, columns], slopes[rows, columns]), axis1=1, axis2=2)
     return found
 
 
-def _take_out(block: np.ndarray, inverse: np.ndarray, gram: np.ndarray) -> None:
-    """Takes channels out of P and W W^T, in place."""
+def _take_out(block: np.ndarray, inverse: np.ndarray, slopes: np.ndarray) -> None:
+    """Takes channels out of P and S, in place."""
     weights = np.linalg.solve(inverse[np.ix_(block, block)], inverse[block]).T
-    gone = gram[block]
-    gram -= weights @ gone
-    gram -= gram[:, block] @ weights.T
+    gone = slopes[block]
+    slopes -= weights @ gone
+    slopes -= slopes[:, block] @ weights.T
     inverse -= weights @ inverse[block]
-    for array in (inverse, gram):
+    for array in (inverse, slopes):
         array[block] = 0.0
         array[:, block] = 0.0
 

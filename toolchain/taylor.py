@@ -1,5 +1,5 @@
-"""How much a detector's outputs change, to first order, without one of a layer's channels: activations.py's Taylor
-scores, in the child process.
+"""How much a detector's outputs change, to first order, without one of a layer's channels, or by what goes wrong in
+them: activations.py's Taylor scores and channel moments, in the child process.
 
 A raw logit counts by what it does to the score σ(o) σ(t_c) of a detection, so that boxes where nothing is do not: with
 o the objectness and t the classes of the same anchor in the same cell, the weight w of
@@ -11,7 +11,7 @@ The weights are constants: no gradient flows through them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from deploy.contract import Scale, YoloHead
 from toolchain.activation_runs import batch_size, part, read_pictures, start_keras, told_batches, write_by_node
 from toolchain.graph_file import load
+from toolchain.shapes import shapes
 
 #: Signs for each picture, a backward run each. One draw's variance is at most twice the square of its mean: over a
 #: hundred pictures alike the standard deviation of a score is at most sqrt(2 / 400), 7 % of it.
@@ -46,6 +47,40 @@ def run_taylor_scores(
     write_by_node(place, {name: total / len(pixels) for name, total in sums.items()})
 
 
+def run_channel_moments(
+    folder: str, pictures: Sequence[str], nodes: Sequence[str], seed: int, allow_lambda: bool
+) -> None:
+    """Writes by_node.npz: for each node's index (2 C + 1, C) float64, activations.ChannelMoments' arrays stacked."""
+    place = Path(folder)
+    graph = load(place / "graph")
+    assert isinstance(graph.head, YoloHead)
+    pixels = read_pictures(graph, pictures, place)
+    ends = list(dict.fromkeys(name for scale in graph.head.scales for name in scale.outputs.values()))
+    network = part(graph, [*nodes, *ends])
+    model = start_keras(network, allow_lambda)
+    batch = batch_size(network, kept=network.by_name)
+    sides = {name: shape[-1] for name, shape in shapes(network).items()}
+    slopes = {name: np.zeros((sides[name],) * 2) for name in nodes}
+    seconds = {name: np.zeros((sides[name],) * 2) for name in nodes}
+    means = {name: np.zeros(sides[name]) for name in nodes}
+    weights = dict.fromkeys(nodes, 0.0)
+    for first, images in told_batches(graph, pixels, batch, place):
+        drawn = signed_gradients(model, network.outputs, graph.head, nodes, ends, images, (seed, first))
+        for name, value, gradient in drawn:
+            flat, slope = (np.asarray(one).reshape(-1, sides[name]) for one in (value, gradient))
+            slopes[name] += slope.T @ slope
+            weight = np.square(slope).sum(1)
+            means[name] += weight @ flat
+            seconds[name] += flat.T @ (weight[:, None] * flat)
+            weights[name] += float(weight.sum(dtype=np.float64))
+    arrays = {}
+    for name in nodes:
+        total = max(weights[name], 1e-30)
+        parts = (slopes[name] / (DRAWS * len(pixels)), seconds[name] / total, means[name][None] / total)
+        arrays[name] = np.concatenate(parts)
+    write_by_node(place, arrays)
+
+
 def squared_changes(
     model: Any,
     names: Sequence[str],
@@ -60,6 +95,25 @@ def squared_changes(
     names are those of the model's outputs, among them the nodes and ends, the head's raw outputs. key is the seed and
     the first image's number: signs follow from each image's own.
     """
+    import tensorflow as tf
+
+    found = {name: 0.0 for name in nodes}
+    for name, value, gradient in signed_gradients(model, names, head, nodes, ends, images, key):
+        products = tf.reduce_sum(value * gradient, list(range(1, len(value.shape) - 1)))
+        found[name] = found[name] + np.square(np.asarray(products, np.float64)).sum(0) / DRAWS
+    return {name: np.asarray(values) for name, values in found.items()}
+
+
+def signed_gradients(
+    model: Any,
+    names: Sequence[str],
+    head: YoloHead,
+    nodes: Sequence[str],
+    ends: Sequence[str],
+    images: np.ndarray,
+    key: tuple[int, int],
+) -> Iterator[tuple[str, Any, Any]]:
+    """DRAWS times for each node its name, value and ∂L/∂value; arguments as squared_changes has them."""
     import keras
     import tensorflow as tf
 
@@ -70,7 +124,6 @@ def squared_changes(
     sources, targets = [values[name] for name in nodes], [values[name] for name in ends]
     weights = output_weights(head, {name: np.asarray(values[name]) for name in ends})
     randoms = [np.random.default_rng((key[0], key[1] + index)) for index in range(len(images))]
-    found = {name: np.zeros(values[name].shape[-1]) for name in nodes}
     for _ in range(DRAWS):
         signed = []
         for name in ends:
@@ -78,10 +131,7 @@ def squared_changes(
             signed.append(tf.constant(weights[name] * np.stack(signs)))
         # A node behind which no output lies has no gradient.
         gradients = tape.gradient(targets, sources, signed, unconnected_gradients="zero")
-        for name, value, gradient in zip(nodes, sources, gradients, strict=True):
-            products = tf.reduce_sum(value * gradient, list(range(1, len(value.shape) - 1)))
-            found[name] += np.square(np.asarray(products, np.float64)).sum(0) / DRAWS
-    return found
+        yield from zip(nodes, sources, gradients, strict=True)
 
 
 def output_weights(head: YoloHead, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
