@@ -1,6 +1,6 @@
 """Measures what README claims of Tucker decomposition and pruning, through the commands that everyone has.
 
-    python -m benchmarks.compression --data FOLDER --out DIR [--only reference|tucker|pruning]
+    python -m benchmarks.compression --data FOLDER --out DIR [--only reference|tucker|pruning|flops]
 
 FOLDER is laid out as benchmarks.evidence wants it. DIR receives the builds, compression.json and compression.md; a part
 that is there already is measured anew, the others are kept. Nothing is trained: every figure is of the network right
@@ -46,6 +46,13 @@ PRUNED = {
     "MobileNetV2-YOLOv3-Nano-voc": ("voc.names", (0.05, 0.1)),
     "voc-yolo-fastest-xl": ("voc.names", (0.1,)),
     "yolo-lite-voc-trial3-noBatch": ("voc.names", (0.1,)),
+}
+#: Shares of their FLOPs that are left to networks, with their names file.
+LEFT = {
+    "yolov4-tiny": ("coco.names", (0.9, 0.8)),
+    "MobileNetV2-YOLOv3-Nano-voc": ("voc.names", (0.9, 0.8, 0.5)),
+    "voc-yolo-fastest-xl": ("voc.names", (0.9, 0.8)),
+    "yolo-lite-voc-trial3-noBatch": ("voc.names", (0.9, 0.8)),
 }
 _RECIPE = """name: {name}
 model: {{cfg: weights/{net}.cfg, weights: weights/{net}.weights, names: weights/{names}}}
@@ -208,6 +215,18 @@ def pruning(data: Path, out: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def flops(data: Path, out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Several networks, pruned to a share of their FLOPs by what their detections mind."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for net, (names, shares) in LEFT.items():
+        found[net] = []
+        for share in shares:
+            click.echo(f"{net}, {share} of its FLOPs", err=True)
+            report = _built(f"flops-{net}", net, names, f"prune: {{flops: {share}}}", data, out)
+            found[net].append({"share": share, **_figures(report)})
+    return found
+
+
 def _built(name: str, net: str, names: str, stage: str, data: Path, out: Path) -> dict[str, Any]:
     """The report of one network with one stage. All of a network are built in one folder, so that the original is
     measured once."""
@@ -216,7 +235,9 @@ def _built(name: str, net: str, names: str, stage: str, data: Path, out: Path) -
     return build(recipe, out / name, data)
 
 
-PARTS: dict[str, Callable[[Path, Path], Any]] = {"reference": reference, "tucker": tucker, "pruning": pruning}
+PARTS: dict[str, Callable[[Path, Path], Any]] = {
+    "reference": reference, "tucker": tucker, "pruning": pruning, "flops": flops,
+}  # fmt: skip
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
@@ -233,6 +254,8 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         lines += ["", "## Tucker decomposition of yolov4-tiny", "", *_tucker_lines(found["tucker"])]
     if "pruning" in found:
         lines += ["", "## Pruning", "", *_pruning_lines(found["pruning"])]
+    if "flops" in found:
+        lines += ["", "## Pruning to a share of the FLOPs", "", *_flops_lines(found["flops"])]
     return "\n".join([*lines, ""])
 
 
@@ -303,6 +326,21 @@ def _pruning_lines(found: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
             lines.append(
                 f"| {net} | {row['ratio']} | {_sizes(corrected)} | {_points(corrected)} | {_points(plain)} |"
             )
+    return lines
+
+
+def _flops_lines(found: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
+    lines = [
+        *_PROTOCOL,
+        "Channels go, and are made up for, by what the detections on the pictures mind.",
+        "",
+        "| network | share | parameters | MFLOPs | ms | mAP |",
+        "|---|---|---|---|---|---|",
+    ]
+    for net, rows in found.items():
+        for row in rows:
+            before, after = row["ms"]
+            lines.append(f"| {net} | {row['share']} | {_sizes(row)} | {before:.2f} to {after:.2f} | {_points(row)} |")
     return lines
 
 

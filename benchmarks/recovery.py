@@ -96,7 +96,7 @@ def _nano_stages(steps: int, epochs: int, objective: str = "teacher alone") -> l
 
 
 #: A network that finds most things already needs no pictures that are hard to make out.
-_GENTLY = "ema: 0.98, mosaic: 0, scale: 0.3, shift: 0.05, color: 0.5"
+_GENTLY = "learning_rate: 0.0006, ema: 0.98, mosaic: 0, scale: 0.3, shift: 0.05, color: 0.5"
 
 
 def curve(data: Path, out: Path, epochs: int) -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ def objectives(data: Path, out: Path, epochs: int) -> dict[str, Any]:
 def tiny(data: Path, out: Path, epochs: int) -> dict[str, Any]:
     """yolov4-tiny by Tucker and pruning to a third of its FLOPs, recovered from pictures without labels."""
     recipe = {"net": "yolov4-tiny", "names": "coco.names", "data": _ALONE}
-    training = f"batch: 8, learning_rate: 0.0005, {_GENTLY}, features: [conv_*_bn]"
+    training = f"batch: 8, {_GENTLY}, features: [conv_*_bn]"
     stages = (
         f"tucker: {{ranks: {{energy: {ENERGY}}}}}",
         f"finetune: {{epochs: {max(1, epochs // 4)}, {training}}}",

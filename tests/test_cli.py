@@ -507,18 +507,20 @@ def test_a_recipe_that_compresses_ends_in_verified_files(net: Path, capsys: pyte
     (net.parent / "net.yaml").write_text(
         "name: net\nmodel: {cfg: net.cfg, weights: net.weights, names: net.names}\n"
         "stages:\n  - tucker: {ranks: {ratio: 0.5}}\n  - prune: {ratio: 0.5, criterion: taylor, multiple: 4}\n"
+        "  - prune: {flops: 0.95, multiple: 2}\n"
         "precisions: [float32]\ncalibration: {pictures: photos, count: 4}\nbenchmark: {runs: 2, min_secs: 0}\n"
     )
     assert run("build", net.with_suffix(".yaml"), "--out", net.parent / "out") == 0, capsys.readouterr().err
     report = json.loads((net.parent / "out" / "report.json").read_text())
     assert [file["of"] for file in report["files"]] == ["original", "float32"]
-    tucker, prune = (stage for stage in report["stages"] if stage["name"] in ("tucker", "prune"))
+    tucker, prune, second = (stage for stage in report["stages"] if stage["name"] in ("tucker", "prune"))
     assert [layer["name"] for layer in tucker["layers"] if layer["ranks"]] == ["conv_1"]
     assert prune["flops"] < tucker["flops"] < report["stages"][0]["flops"]
+    assert second["flops"] <= 0.95 * prune["flops"]
     for file in report["files"]:
         assert file["verification"]["pictures"] == 4
     content, contract = read(net.parent / "out" / "net_float32.tflite")
-    assert contract.lineage["stages"] == ["tucker", "prune"]
+    assert contract.lineage["stages"] == ["tucker", "prune", "prune"]
 
 
 @pytest.mark.slow

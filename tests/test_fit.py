@@ -106,6 +106,19 @@ def test_frozen_layers_stay(graph: Graph, examples: tuple[Examples, Examples]) -
     assert 0 < len(changed) < len(before)
 
 
+def test_statistics_that_are_frozen_stay_while_all_else_learns(
+    graph: Graph, examples: tuple[Examples, Examples]
+) -> None:
+    before = weights(graph)
+    after, measured = (
+        weights(run(graph, examples, freeze_statistics=frozen, epochs=1).graph) for frozen in (True, False)
+    )
+    statistics = {name for name in before if name.endswith(("moving_mean", "moving_variance"))}
+    assert statistics and all(np.array_equal(before[name], after[name]) for name in statistics)
+    assert not any(np.array_equal(before[name], after[name]) for name in set(before) - statistics)
+    assert not any(np.array_equal(before[name], measured[name]) for name in statistics)
+
+
 def test_the_average_of_weights_lags_behind_them(graph: Graph, examples: tuple[Examples, Examples]) -> None:
     plain, averaged = (weights(run(graph, examples, ema=ema, epochs=1).graph) for ema in (None, 0.99))
     before = weights(graph)

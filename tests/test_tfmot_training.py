@@ -167,6 +167,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
         {"ema": 0.9},
         {"multi_scale": 0.5},
         {"features": ("conv_2",)},
+        {"freeze_statistics": True},
         {"patience": 3},
         {"tensorboard": True},
         {"mixed_precision": True},

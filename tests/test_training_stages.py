@@ -75,7 +75,7 @@ def test_settings_and_pictures_reach_the_training(tmp_path: Path, monkeypatch: p
     settings = as_json(Finetune(epochs=3, freeze=("conv_*",), features=("a", "b")), distill=2.0)
     facts = training_stages.train(work(tmp_path, settings | DATA, inputs))
     assert given["training"] == Training(
-        epochs=3, freeze=("conv_*",), features=("a", "b"), distill=2.0, seed=1,
+        epochs=3, freeze=("conv_*",), features=("a", "b"), distill=2.0, freeze_statistics=True, seed=1,
         learning_rate=1e-3, clip=10.0, ema=0.998, mosaic=0.5, scale=0.5, shift=0.1, color=1.0,
     )  # fmt: skip
     assert given["data"] == TrainingData(

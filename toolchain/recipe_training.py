@@ -100,6 +100,9 @@ class Finetune(Recovery, _Course):
     ema: Annotated[float, Field(ge=0, le=0.99999)] | None = 0.998
     """Keep the weights' exponential moving average, each step with this share of the one before; null: the last
     weights."""
+    freeze_statistics: bool = True
+    """Batch norms normalize by the averages that they have, and keep them, while all else learns; dropout rests. false:
+    by those of each batch, as in a training from nothing."""
     features: Patterns = ()
     """Layers whose outputs are held against those of that network too, written as include is elsewhere: value by value
     where no channel is gone, as behind a pruning within the blocks, else by where they are active."""

@@ -36,6 +36,7 @@ _FIXED: Mapping[str, tuple[Any, str]] = {
     "ema": (None, "averaged weights are neither sparse nor clustered"),
     "multi_scale": (0.0, "a wrapped model keeps its input size"),
     "features": ((), "a wrapped model has other layers than the teacher"),
+    "freeze_statistics": (False, "a wrapped model's batch norms measure every batch"),
     "patience": (None, "what is reached is reached at the last step"),
     "tensorboard": (False, "no logs are written here"),
 }

@@ -49,7 +49,7 @@ def make_trainee(
         for layer in model.layers:
             if precision != "float32" and not isinstance(layer, keras.layers.InputLayer):
                 layer.dtype_policy = precision
-    loss = objective(graph, training)
+    loss, frozen_statistics = objective(graph, training), training.freeze_statistics
 
     class Trainee(keras.Model):
         def __init__(self) -> None:
@@ -65,7 +65,7 @@ def make_trainee(
 
         def call(self, images: Any, training: bool = False) -> Any:
             one = networks[self.size]
-            return _listed(one(self._normal(images), training=training))
+            return _listed(one(self._normal(images), training=training and not frozen_statistics))
 
         def _normal(self, images: Any) -> Any:
             return (ops.cast(images, "float32") - mean) / std

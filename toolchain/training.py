@@ -51,6 +51,9 @@ class Training:
     ema: float | None = None
     #: Layers that keep their weights and their batch norm's statistics: patterns as scope.py has them.
     freeze: tuple[str, ...] = ()
+    #: Batch norms normalize by the averages that they have, and keep them, while all else learns; dropout rests. A
+    #: batch's own statistics would undo what a compression's corrections put right where detections are made.
+    freeze_statistics: bool = False
     #: Mirrors every second picture.
     flip: bool = True
     #: Share of the pictures that are put together of four.
