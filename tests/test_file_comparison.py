@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,17 @@ def test_what_is_cut_off_or_saturated_is_said() -> None:
     assert (sums.saturated, sums.saturated_reference) == (0, 1 / 4)
     assert (sums.low, sums.high) == (-30.0, 2.0)
     assert sums.noise == pytest.approx((29**2 + 1 + 0 + 1) / 4)
+
+
+def test_outputs_of_other_names_match_where_a_shape_is_that_of_one_in_each() -> None:
+    def file(**shapes: tuple[int, ...]) -> Any:
+        details = {index: {"shape": shape} for index, shape in enumerate(shapes.values())}
+        return SimpleNamespace(names=dict(enumerate(shapes)), details=details)
+
+    mine = file(a=(1, 4), b=(1, 5), c=(1, 5), d=(1, 6))
+    theirs = file(e=(1, 7), f=(1, 4), g=(1, 6), h=(1, 6))
+    # Two of one shape in one file are no pair of files.
+    assert file_comparison._outputs_by_shape(mine, theirs) == {"a": (0, 1)}
 
 
 def test_files_that_do_not_match(tmp_path: Path) -> None:

@@ -150,10 +150,11 @@ def _read(path: Path) -> tuple[bytes, Input | None]:
 
 
 def _output_names(model: Any) -> dict[int, str]:
-    """Outputs under their names in the signature, which other files share rather than the converter's own."""
+    """Outputs under their names in the signature, which other files share rather than the converter's own; these where
+    there is no signature."""
     signatures = model.get_signature_list()
     if not signatures:
-        return {}
+        return {int(details["index"]): details["name"] for details in model.get_output_details()}
     runner = model.get_signature_runner(next(iter(signatures)))
     return {int(details["index"]): name for name, details in runner.get_output_details().items()}
 
@@ -224,8 +225,7 @@ def _pairs(mine: _File, theirs: _File) -> dict[str, tuple[int, int]]:
         for name, index in mine.written().items()
         if name in others and _shape(mine, index) == _shape(theirs, others[name])
     }
-    outputs = [name for name in found if name in set(mine.names.values()) | _plain_outputs(mine)]
-    if not outputs:
+    if not found.keys() & set(mine.names.values()):
         found |= _outputs_by_shape(mine, theirs)
     if not found:
         raise InputError(
@@ -235,21 +235,21 @@ def _pairs(mine: _File, theirs: _File) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _plain_outputs(file: _File) -> set[str]:
-    return {file.details[index]["name"] for index in file.details if index in file.names}
-
-
 def _outputs_by_shape(mine: _File, theirs: _File) -> dict[str, tuple[int, int]]:
-    """Outputs of other names, where one shape is that of one output alone."""
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for one in (mine, theirs):
-        for details in one._interpreter.get_output_details():
-            shapes.setdefault(tuple(int(side) for side in details["shape"]), []).append(int(details["index"]))
+    """Outputs of other names, where in both files one shape is that of one output alone."""
+    first, second = (_indices_by_shape(one) for one in (mine, theirs))
     return {
-        mine.names.get(indices[0], mine.details[indices[0]]["name"]): (indices[0], indices[1])
-        for indices in shapes.values()
-        if len(indices) == 2
+        mine.names[indices[0]]: (indices[0], second[shape][0])
+        for shape, indices in first.items()
+        if len(indices) == len(second.get(shape, ())) == 1
     }
+
+
+def _indices_by_shape(file: _File) -> dict[tuple[int, ...], list[int]]:
+    found: dict[tuple[int, ...], list[int]] = {}
+    for index in file.names:
+        found.setdefault(_shape(file, index), []).append(index)
+    return found
 
 
 def _shape(file: _File, index: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from deploy.contract import Scale, YoloHead
 from toolchain.activation_runs import batch_size, part, read_pictures, start_keras, told_batches, write_by_node
+from toolchain.graph import Graph
 from toolchain.graph_file import load
 from toolchain.shapes import shapes
 
@@ -34,12 +35,7 @@ def run_taylor_scores(
     place = Path(folder)
     graph = load(place / "graph")
     assert isinstance(graph.head, YoloHead)
-    pixels = read_pictures(graph, pictures, place)
-    ends = list(dict.fromkeys(name for scale in graph.head.scales for name in scale.outputs.values()))
-    network = part(graph, [*nodes, *ends])
-    model = start_keras(network, allow_lambda)
-    # A gradient needs every activation until the end.
-    batch = batch_size(network, kept=network.by_name)
+    pixels, ends, network, model, batch = _ready(graph, graph.head, nodes, pictures, place, allow_lambda)
     sums: dict[str, Any] = dict.fromkeys(nodes, 0.0)
     for first, images in told_batches(graph, pixels, batch, place):
         changes = squared_changes(model, network.outputs, graph.head, nodes, ends, images, (seed, first))
@@ -54,11 +50,7 @@ def run_channel_moments(
     place = Path(folder)
     graph = load(place / "graph")
     assert isinstance(graph.head, YoloHead)
-    pixels = read_pictures(graph, pictures, place)
-    ends = list(dict.fromkeys(name for scale in graph.head.scales for name in scale.outputs.values()))
-    network = part(graph, [*nodes, *ends])
-    model = start_keras(network, allow_lambda)
-    batch = batch_size(network, kept=network.by_name)
+    pixels, ends, network, model, batch = _ready(graph, graph.head, nodes, pictures, place, allow_lambda)
     sides = {name: shape[-1] for name, shape in shapes(network).items()}
     slopes = {name: np.zeros((sides[name],) * 2) for name in nodes}
     seconds = {name: np.zeros((sides[name],) * 2) for name in nodes}
@@ -79,6 +71,19 @@ def run_channel_moments(
         parts = (slopes[name] / (DRAWS * len(pixels)), seconds[name] / total, means[name][None] / total)
         arrays[name] = np.concatenate(parts)
     write_by_node(place, arrays)
+
+
+def _ready(
+    graph: Graph, head: YoloHead, nodes: Sequence[str], pictures: Sequence[str], place: Path, allow_lambda: bool
+) -> tuple[np.ndarray, list[str], Graph, Any, int]:
+    """Pixels, the head's outputs, the part of the graph that makes these and the nodes, its model, and how many
+    pictures pass at once."""
+    pixels = read_pictures(graph, pictures, place)
+    ends = list(dict.fromkeys(name for scale in head.scales for name in scale.outputs.values()))
+    network = part(graph, [*nodes, *ends])
+    model = start_keras(network, allow_lambda)
+    # A gradient needs every activation until the end.
+    return pixels, ends, network, model, batch_size(network, kept=network.by_name)
 
 
 def squared_changes(
