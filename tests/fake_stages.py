@@ -141,6 +141,15 @@ def package(work: Work) -> Facts:
     return {"bytes": len(text)}
 
 
+def compare(work: Work) -> Facts:
+    text = f"{work.file('tflite', stages.TFLITE).read_text()} {work.file('float32', stages.TFLITE).read_text()}"
+    _write(work, "compare", "compared", text)
+    layer = {"name": "conv_1_1/Relu;conv_1_1/convolution", "op": "CONV_2D", "dtype": "int8", "decibels": 20.0,
+             "added": 0.01, "range": [0.0, 1.0], "holds": [0.0, 2.0], "clipped": 0.0, "used": 0.5}  # fmt: skip
+    return {"pictures": len(work.paths("pictures")), "layers": [layer], "warnings": [], "notes": [], "skipped": [],
+            "not_compared": []}  # fmt: skip
+
+
 def benchmark(work: Work) -> Facts:
     _write(work, "benchmark", "measured", "")
     is_int8 = "int8" in work.settings["file"]
@@ -158,7 +167,7 @@ FAKES = {
     function.__name__: function
     for function in (
         load, scenes, train, finetune, batch_norm, tucker, prune, pictures, convert, quantize, verify, package,
-        benchmark,
+        compare, benchmark,
     )
 }  # fmt: skip
 

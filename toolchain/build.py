@@ -1,9 +1,9 @@
 """A build: the stages of a recipe one after the other, each kept in the cache, and what they made put into the output
 folder.
 
-    load ─▶ [tucker, prune, train …] ─▶ convert ─▶ quantize ─▶ verify ─▶ package ─▶ benchmark ─▶ report
-    graph   graph                       .tflite    .tflite     evidence  the file   p50, mAP     json, md, html
-    build_network.py                    build_files.py
+    load ─▶ [tucker, train …] ─▶ convert ─▶ quantize ─▶ verify ─▶ package ─▶ compare ─▶ benchmark ─▶ report
+    graph   graph                .tflite    .tflite     evidence  the file   layers     p50, mAP     json, md, html
+    build_network.py             build_files.py
 
 Where a stage compresses the network, what it was before the first such stage, the original, becomes a float32 file too
 that is verified and measured, so that the report says what the compression cost and won; and what is trained after that
@@ -54,6 +54,7 @@ STAGES = (
     ),
     Stage("verify", stages.verify),
     Stage("package", stages.package, needed="it makes the files that you asked for"),
+    Stage("compare", stages.compare),
     Stage("benchmark", stages.benchmark, measures=True),
     Stage("report", stages.report, needed="it says what was done, and what was skipped"),
 )
@@ -127,7 +128,7 @@ def _report(
         of = original if job.endswith(" original") else model
         entries.append({"name": job, **of, "seconds": result.seconds, "reason": result.reason})
         if job.split()[0] in ("load", "batch_norm", *COMPRESSING, *TRAINING):
-            keys = ("layers", "notes", "training")
+            keys = ("layers", "error", "notes", "training")
             entries[-1] |= {key: result.facts[key] for key in keys if key in result.facts}
     settings = {
         "format": 1,

@@ -22,6 +22,8 @@ from toolchain.stage_work import Facts
 
 #: How the file of the network before it was compressed is called, behind the recipe's name.
 ORIGINAL = "original_float32"
+#: So many of the calibration pictures show where a quantized file goes off.
+_COMPARED = 8
 
 
 def make_files(jobs: Jobs, recipe: Recipe, out: Path, skip: frozenset[str], network: Network) -> list[dict[str, Any]]:
@@ -48,6 +50,8 @@ def make_files(jobs: Jobs, recipe: Recipe, out: Path, skip: frozenset[str], netw
         entries.append(finish(file, _lineage(jobs, recipe, precision, network), graph, tflite, float32))
     for entry in entries:
         entry["verified_on_drawn_pictures"] = drawn
+        if "compare" not in skip and entry["precision"].startswith("int8"):
+            entry["layers"] = _compared(jobs, graph, float32, calibrating, entry["of"])
         if "benchmark" not in skip:
             entry |= _benchmark(jobs, recipe, scenes, entry)
     return entries
@@ -82,6 +86,14 @@ def _finished(
     if file.precision == "int8":
         found["calibration"] = tflite.facts["calibration"]
     return found
+
+
+def _compared(jobs: Jobs, graph: Result, float32: Result, pictures: tuple[Path, ...], of: str) -> Facts:
+    from toolchain.quantize import evenly_spaced
+
+    looked = tuple(evenly_spaced(pictures, _COMPARED))
+    inputs: dict[str, Source] = {"graph": graph, "tflite": jobs.done[f"quantize {of}"], "float32": float32}
+    return jobs.run("compare", {}, inputs | {"pictures": looked}, of=of).facts
 
 
 def _benchmark(jobs: Jobs, recipe: Recipe, scenes: Result | None, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _show_schema(context: click.Context, _: click.Parameter, value: bool) -> Non
 @click.option("--out", metavar="DIR", type=_FOLDER, required=True, help="Receives the files and the report.")
 @click.option(
     "--skip", metavar="STAGE", multiple=True,
-    help="Leave a stage out: one of the recipe's list, verify or benchmark. May be repeated.",
+    help="Leave a stage out: one of the recipe's list, verify, compare or benchmark. May be repeated.",
 )
 @click.option(
     "--use-best", is_flag=True,
@@ -283,7 +283,7 @@ def inspect(
 def _against(
     model: Path, against: Path, pictures: Path | None, plot: Path | None, json_file: str | None
 ) -> dict[str, Any]:
-    from toolchain import file_comparison
+    from toolchain import comparison_report, file_comparison
     from toolchain.quantize import evenly_spaced
     from toolchain.reference import VERIFICATION_PICTURES
     from toolchain.stages import draw_pictures, pictures_in
@@ -298,11 +298,11 @@ def _against(
         found = file_comparison.compare_files(model, against, looked, progress=watch.progress)
     found["drawn_pictures"] = not given
     if plot is not None:
-        write_atomically(plot, file_comparison.plot(found))
+        write_atomically(plot, comparison_report.plot(found))
     if json_file != "-":
         if not given:
             click.echo("no pictures were given: drawn ones stand in for them, and tell less; add --pictures DIR")
-        click.echo(file_comparison.as_text(found))
+        click.echo(comparison_report.as_text(found))
     return found
 
 

@@ -7,7 +7,6 @@ into a later one have none and are passed over.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from deploy.preprocess import Preprocessor
 from toolchain import child_process
 from toolchain.graph import Graph
 from toolchain.graph_file import load, save
+from toolchain.intermediates import Intermediates, node_names
 
 
 def first_difference(
@@ -66,30 +66,11 @@ def run_layers(original: str, picture: str, destination: str, names: list[str]) 
 
 def _inside_file(graph: Graph, tflite: bytes, contract: Contract, picture: Path) -> dict[str, np.ndarray]:
     """Node -> its output in the file on the picture, dequantized, in graph order."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    with warnings.catch_warnings():
-        # It says that this takes memory, and is meant for finding faults: which this is.
-        warnings.filterwarnings("ignore", "Warning: Enabling `experimental_preserve_all_tensors`")
-        interpreter = Interpreter(model_content=tflite, experimental_preserve_all_tensors=True)
-    interpreter.allocate_tensors()
-    entry = interpreter.get_input_details()[0]
+    inside = Intermediates(tflite)
     (given,) = (tensor for tensor in contract.tensors if tensor.name == contract.input.name)
-    interpreter.set_tensor(entry["index"], Preprocessor(contract.input, given)(read_picture(picture))[0])
-    interpreter.invoke()
-    written = {int(index) for operation in interpreter._get_ops_details() for index in operation["outputs"]}
-    found: dict[str, np.ndarray] = {}
-    for details in interpreter.get_tensor_details():
-        name = _node_name(details["name"], graph)
-        if name and details["index"] in written:
-            scale, zero_point = details["quantization"]
-            values = interpreter.get_tensor(details["index"]).astype(np.float32)
-            found[name] = (values - np.float32(zero_point)) * np.float32(scale) if scale else values
-    return {node.name: found[node.name] for node in graph.nodes if node.name in found}
-
-
-def _node_name(tensor_name: str, graph: Graph) -> str:
-    """The node that a tensor's name begins with; a layer's scope is its name and "_1", an operation's its name."""
-    scope = tensor_name.partition(";")[0].partition("/")[0]
-    candidates = (scope.removesuffix("_1"), scope) if scope.endswith("_1") else (scope,)
-    return next((name for name in candidates if name in graph.by_name), "")
+    inside.run(Preprocessor(contract.input, given)(read_picture(picture))[0])
+    written: dict[str, int] = {}
+    for index in inside.written():
+        known = [name for name in node_names(inside.details[index]["name"]) if name in graph.by_name]
+        written |= {name: index for name in known[:1]}
+    return {node.name: inside.values(written[node.name]) for node in graph.nodes if node.name in written}

@@ -29,7 +29,7 @@ def changed_rows(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             _pair(layer["channels"], " → "),
             _before_and_after(layer["parameters"], "{:,}", 1),
             _before_and_after(layer["flops"], "{:,.2f}", 1e6),
-            "" if layer["error"] is None else f"{layer['error']:.4f}",
+            "" if layer["error"] is None else f"{layer['error']:#.4g}",
             *([""] * 2 if layer["milliseconds"] is None else (f"{time:.3f}" for time in layer["milliseconds"])),
             _share_before_and_after(layer.get("zeros")),
             _pair(layer.get("values"), " → "),

@@ -29,9 +29,7 @@ class LayerReport:
     ranks: tuple[int, int] | None = None
     #: Output channels before and after.
     channels: tuple[int, int] | None = None
-    #: Tucker: relative error of the layer's output (with input statistics) or of its kernel, Frobenius norms. Pruning:
-    #: the removed share of the criterion's sum; to a share of the FLOPs, what the layers that read it lose, as shares
-    #: of their outputs' energy, summed.
+    #: What was lost with the change, in the pass's own measure: PassResult.error.
     error: float | None = None
     #: keep_if_faster: median time of the layer alone on the interpreter, before and after.
     milliseconds: tuple[float, float] | None = None
@@ -48,6 +46,8 @@ class PassResult:
     graph: Graph
     layers: tuple[LayerReport, ...]
     notes: tuple[str, ...] = ()
+    #: What the layers' error is, in words for the report; "" where no layer has one.
+    error: str = ""
     #: Pruning: by node, (n,) indices of the channels of its output that stayed.
     kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     #: What else was measured, as plain JSON.
@@ -59,5 +59,6 @@ def to_json(result: PassResult) -> Mapping[str, Any]:
     return {
         "layers": [dataclasses.asdict(layer) for layer in result.layers],
         "notes": list(result.notes),
+        **({"error": result.error} if result.error else {}),
         **({"facts": dict(result.facts)} if result.facts else {}),
     }

@@ -107,7 +107,7 @@ def prune(
         scores = layer_scores(graph, layers, settings.criterion, taylor)
         if settings.ratio == 0:
             reports = _reports(graph, graph, channels, scores, (), {}, {})
-            return PassResult(graph, reports, ("a ratio of 0 removes nothing",))
+            return PassResult(graph, reports, ("a ratio of 0 removes nothing",), _error(settings))
         scale_free = settings.criterion in ("l1", "l2", "geometric_median")
         exact = choose(channels, scores, settings.ratio, settings.cut, settings.policy, scale_free=scale_free)
         choices = tuple(to_multiple(choice, settings.multiple) for choice in exact)
@@ -125,7 +125,7 @@ def prune(
                 lost[layer] += float(curves[choice.group].errors[int(choice.gone.sum())])
     reports = _reports(graph, pruned, channels, scores, choices, times, lost)
     kept = {name: np.flatnonzero(~np.isin(symbols, removed)) for name, symbols in channels.symbols.items()}
-    return PassResult(pruned, reports, _notes(choices, settings), kept)
+    return PassResult(pruned, reports, _notes(choices, settings), _error(settings), kept)
 
 
 def _makers(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -188,6 +188,17 @@ def _notes(choices: Sequence[Choice], settings: Pruning) -> tuple[str, ...]:
     if settings.ratio is None or abs(gone / everything - settings.ratio) < 5e-4:
         return (note,)
     return (f"{note}; {settings.ratio:.1%} was asked for, before multiples, equal scores and what stays for its time",)
+
+
+def _error(settings: Pruning) -> str:
+    """What the reports' error is."""
+    if settings.flops is None:
+        return f"the removed filters' share of the sum of the layer's scores by {settings.criterion}"
+    return (
+        "to first order, by how much all scores of a picture, and its box logits times their objectness, change when"
+        " what reads the removed channels has taken over what it can, squared and summed; layers that lose channels"
+        " together share it"
+    )
 
 
 def _reports(

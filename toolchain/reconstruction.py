@@ -33,7 +33,8 @@ from toolchain.pruning_cuts import Choice
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-    """What the detections lose with a group of channels, by how many of its symbols are gone."""
+    """What the detections lose with a group of channels, by how many of its symbols are gone; prune.py reports it as
+    the error of the layers that make them."""
 
     #: (n - 1,) places in the group's symbols, in the order in which they go.
     order: np.ndarray

@@ -15,12 +15,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from toolchain import layer_table, training_report
+from toolchain import comparison_report, layer_table, training_report
 
 Content = Mapping[str, Any]
 
 COLUMNS = ("format", "size MB", "parameters", "FLOPs M", "mAP %", "p50 ms", "p90 ms", "verified")
 NONE = "–"
+#: Layers of a compared file in report.md; report.html has all.
+_WORST = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,7 @@ def sentences(content: Content) -> list[str]:
             found.append(_comparison(file, base))
     found += [verification_sentence(file) for file in content["files"] if file["verification"]]
     found += [calibration_sentence(file) for file in content["files"] if file.get("calibration")]
+    found += [comparison_report.sentence(file["path"], file["layers"]) for file in _compared(content)]
     found += [_accuracy(file) for file in content["files"][:1]]
     for file in content["files"]:
         found += [f"{file['path']}: {text}." for text in file.get("latency", {}).get("warnings", [])]
@@ -106,6 +109,11 @@ def sentences(content: Content) -> list[str]:
 def _trainings(content: Content) -> list[tuple[str, Content]]:
     """Name and facts of every stage that trained."""
     return [(stage["name"], stage["training"]) for stage in content["stages"] if "training" in stage]
+
+
+def _compared(content: Content) -> list[Content]:
+    """The files that were compared with the float32 one, layer by layer."""
+    return [file for file in content["files"] if file.get("layers")]
 
 
 def _of_stage(stage: Content) -> list[str]:
@@ -216,6 +224,12 @@ def as_markdown(content: Content, has_sample: bool) -> str:
             lines += ["", f"## Layers of {stage['name']}", "", *(f"- {text}" for text in _summary(stage)), ""]
             for columns, rows in _layer_tables(stage):
                 lines += [line(columns), line(["---"] * len(columns)), *(line(row) for row in rows), ""]
+    for file in _compared(content):
+        listed = comparison_report.worst(file["layers"]["layers"], _WORST)
+        lines += ["", f"## {_comparison_title(file)}", "", *(f"- {text}" for text in _remarks(file)), ""]
+        lines += [f"The {len(listed)} layers that add most noise. {comparison_report.LEGEND}", ""]
+        lines += [line(comparison_report.COLUMNS), line(["---"] * len(comparison_report.COLUMNS))]
+        lines += [line(comparison_report.row(layer)) for layer in listed]
     lines += ["", "## Made with", "", *(f"- {name}: {value}" for name, value in _made_with(content)), ""]
     return "\n".join(lines)
 
@@ -259,14 +273,34 @@ def as_html(content: Content, sample: bytes | None) -> str:
             (stage, training_report.row(stage, told), training_report.settings_line(told), training_report.plot(told))
             for stage, told in _trainings(content)
         ],
+        comparison_columns=comparison_report.COLUMNS,
+        comparison_legend=comparison_report.LEGEND,
+        comparisons=[
+            (
+                _comparison_title(file),
+                _remarks(file),
+                base64.b64encode(comparison_report.plot(file["layers"])).decode(),
+                [comparison_report.row(layer) for layer in file["layers"]["layers"]],
+            )
+            for file in _compared(content)
+        ],
         stage_columns=_STAGE_COLUMNS,
         stages=_stage_rows(content),
         made_with=_made_with(content),
     )
 
 
+def _comparison_title(file: Content) -> str:
+    return f"Layers of {file['path']} against float32"
+
+
+def _remarks(file: Content) -> list[str]:
+    return [f"{text}." for text in comparison_report.remarks(file["layers"], file.get("notes", ()))]
+
+
 def _summary(stage: Content) -> list[str]:
-    return [f"{text}." for text in layer_table.summary(stage["layers"])]
+    meaning = [f"error: {stage['error']}"] if stage.get("error") else []
+    return [f"{text}." for text in (*layer_table.summary(stage["layers"]), *meaning)]
 
 
 def _layer_tables(stage: Content) -> list[tuple[Sequence[str], Sequence[Sequence[str]]]]:

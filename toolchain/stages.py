@@ -283,6 +283,16 @@ def package(work: Work) -> Facts:
     return {"bytes": destination.stat().st_size}
 
 
+def compare(work: Work) -> Facts:
+    """Compares a quantized file with the float32 one, layer by layer. Inputs: graph, tflite, float32, pictures."""
+    from toolchain.file_comparison import compare_files
+
+    tflite, float32 = (work.file(name, TFLITE) for name in ("tflite", "float32"))
+    found = compare_files(tflite, float32, work.paths("pictures"), work.progress, input=work.graph().input)
+    # Where the cache keeps the files is no part of the result.
+    return {key: value for key, value in found.items() if key not in ("file", "against")}
+
+
 def benchmark(work: Work) -> Facts:
     """Measures a packaged file. Settings: the recipe's Benchmark and file. Inputs: model and, where there is data,
     data or scenes."""

@@ -103,8 +103,8 @@ def decompose(
             reasons[name] = f"not faster: {after:.3f} ms decomposed, {before:.3f} ms whole"
     changed = replace_layers(graph, {name: split.chain for name, split in splits.items() if not reasons[name]})
     what = "kernel" if moments is None else "output on the pictures, about its mean"
-    notes = (f"error is that of each layer's {what}, Frobenius norm, relative",)
-    return PassResult(changed, _reports(graph, reasons, splits, times), notes)
+    error = f"that of the layer's {what}, Frobenius norm, relative"
+    return PassResult(changed, _reports(graph, reasons, splits, times), error=error)
 
 
 def candidates(graph: Graph, chosen: Collection[str], pointwise: bool, named: Collection[str] = ()) -> list[str]:
