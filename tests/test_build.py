@@ -25,7 +25,9 @@ precisions: [float32, int8]
 calibration: {pictures: photos, count: 3}
 """
 #: With two precisions: the shared float file, then for each what follows.
-ALL = ["load", "convert", "verify", "package", "quantize", "verify", "package", "benchmark", "benchmark"]
+ALL = [
+    "load", "convert", "verify", "package", "quantize", "verify", "package", "benchmark", "compare", "benchmark"
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -79,6 +81,30 @@ def test_first_build_makes_every_file_and_a_report(place: Path) -> None:
     assert report == json.loads((place / "out" / "report.json").read_text())
 
 
+def test_an_int8_file_is_compared_with_the_builds_own_float_file(place: Path) -> None:
+    edit(place, "count: 3", "count: 5")
+    edit(place, "int8]", "int8, float16]")
+    report = run(place)
+    float32, int8, float16 = report["files"]
+    assert "layers" not in float32 and "layers" not in float16
+    assert int8["layers"]["pictures"] == 5 and "file" not in int8["layers"]
+    assert [stage["name"] for stage in report["stages"] if stage["name"].startswith("compare")] == ["compare int8"]
+    for name in ("report.md", "report.html"):
+        page = (place / "out" / name).read_text()
+        assert "Layers of net_int8.tflite against float32" in page and "conv_1_1/Relu" in page
+    before = outputs(place)["net_int8.tflite"]
+    report = run(place, "compare")
+    assert "layers" not in report["files"][1] and outputs(place)["net_int8.tflite"] == before
+    assert "The stage compare was skipped." in (place / "out" / "report.md").read_text()
+
+
+def test_eight_pictures_are_enough_to_compare_on(place: Path) -> None:
+    for index in range(20):
+        (place / "photos" / f"more_{index:02d}.jpg").write_text(f"photo {index}")
+    edit(place, "count: 3", "count: 25")
+    assert run(place)["files"][1]["layers"]["pictures"] == 8
+
+
 def test_second_build_does_nothing_and_changes_nothing(place: Path) -> None:
     run(place)
     before, _ = outputs(place), runs()
@@ -96,8 +122,8 @@ def test_second_build_does_nothing_and_changes_nothing(place: Path) -> None:
     ("old", "new", "again", "job", "reason"),
     [
         # Other calibration pictures are other pictures to verify on; the float32 file is the same and stays packaged.
-        ("count: 3", "count: 2", ["convert", "verify", "quantize", "verify", "package", "benchmark"], "quantize int8",
-         "input pictures changed"),
+        ("count: 3", "count: 2", ["convert", "verify", "quantize", "verify", "package", "compare", "benchmark"],
+         "quantize int8", "input pictures changed"),
         ("int8]", "float16]", ["quantize", "verify", "package", "benchmark"], "quantize float16", "first build"),
         ("name: net\n", "name: net\nbenchmark: {threads: 2}\n", ["benchmark", "benchmark"], "benchmark int8",
          "setting threads changed from 1 to 2"),
@@ -298,7 +324,7 @@ def test_trained_on_drawn_scenes(place: Path) -> None:
     runs()
     edit(place, "epochs: 2", "epochs: 3")
     report = run(place)
-    assert runs() == ["train", "convert", "quantize", "verify", "package", "benchmark"]
+    assert runs() == ["train", "convert", "quantize", "verify", "package", "compare", "benchmark"]
     assert reasons(report)["train"] == "setting epochs changed from 2 to 3"
     report = run(place, "train")
     assert "train" not in [stage["name"] for stage in report["stages"]]
@@ -313,7 +339,7 @@ def test_without_pictures_it_verifies_on_drawn_ones(place: Path) -> None:
 
 def test_skipping_verification_is_told_in_plain_words(place: Path) -> None:
     report = run(place, "verify", "benchmark")
-    assert runs() == ["load", "convert", "package", "quantize", "package"]
+    assert runs() == ["load", "convert", "package", "quantize", "package", "compare"]
     assert report["skipped"] == ["benchmark", "verify"]
     assert all(file["verification"] is None for file in report["files"])
     for name in ("report.md", "report.html"):

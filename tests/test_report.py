@@ -29,6 +29,18 @@ def verification(unit: str, measured: list[float], bound: float) -> dict[str, An
     return {"precision": "float32", "pictures": 8, "outputs": outputs}
 
 
+def compared() -> dict[str, Any]:
+    """Twelve layers, the last of them float."""
+    layers = [
+        {"name": f"conv_{index}_1/Relu;conv_{index}_1/convolution", "op": "CONV_2D", "dtype": "int8", "decibels": 15.5,
+         "added": index / 100, "range": [0.0, 1.0], "holds": [0.0, 2.0], "clipped": 0.0, "used": 0.5}
+        for index in range(11)
+    ]  # fmt: skip
+    near = {"name": "near/BiasAdd", "dtype": "float32", "added": 0.0, "holds": None, "clipped": None, "used": None}
+    return {"pictures": 8, "layers": [*layers, {**layers[0], **near}], "warnings": [], "notes": [], "skipped": [],
+            "not_compared": []}  # fmt: skip
+
+
 def content() -> dict[str, Any]:
     accuracy = {"protocol": "voc07", "images": 991, "skipped_count": 2, "data_classes_without_partner": ["boat"]}
     return {
@@ -48,6 +60,7 @@ def content() -> dict[str, Any]:
             {"path": "net_int8.tflite", "precision": "int8", "bytes": 44_120_000, "map": 0.8723,
              "verification": verification("dB of signal to noise", [30.0, 12.0], 3.0),
              "verified_on_drawn_pictures": True, "calibration": {"used": 63, "skipped": ["a.jpg: damaged"]},
+             "layers": compared(), "notes": ["near: stays float, it is an output"],
              "latency": {"p50_ms": 287.0, "p90_ms": 350.0, "warnings": []},
              "accuracy": {**accuracy, "per_class": {"cat": 0.95}}},
         ],
@@ -219,6 +232,37 @@ def test_markdown_and_text_hold_the_table() -> None:
     assert all(cell in text for row in table(content()) for cell in row.cells)
 
 
+def test_a_comparison_is_told_in_a_sentence_a_short_and_a_whole_table() -> None:
+    (told,) = (text for text in sentences(content()) if "layer by layer" in text)
+    assert told.startswith("net_int8.tflite against float32, layer by layer on 8 pictures: of 12 layers, most noise is")
+    assert "conv_10_1/Relu (10.00 % of its signal)" in told and "1 stays float" in told
+    markdown, page = as_markdown(content(), False), as_html(content(), None)
+    for text in (markdown, page):
+        assert "Layers of net_int8.tflite against float32" in text
+        assert "stays float, it is an output: near/BiasAdd." in text
+        assert "noise as a share" in text
+    section = markdown.partition("## Layers of net_int8.tflite")[2]
+    listed = re.findall(r"^\| (conv_\d+)_1/Relu \|", section, re.MULTILINE)
+    # The ten that add most; conv_0 adds nothing.
+    assert listed == [f"conv_{index}" for index in range(10, 0, -1)]
+    assert page.count("<td>15.5</td>") == 12 and "12 layers compared" in page
+    value = content()
+    del value["files"][1]["layers"]
+    assert not any("layer by layer" in text for text in sentences(value))
+    assert "against float32" not in as_markdown(value, False) + as_html(value, None)
+
+
+def test_the_layers_error_says_what_it_is() -> None:
+    value = content()
+    layer = {"name": "conv_1", "op": "Conv2D", "kernel": [3, 3, 8, 8], "parameters": [576, 100], "flops": [5760, 1000],
+             "reason": "", "ranks": None, "channels": [8, 4], "error": 3e-5, "milliseconds": None}  # fmt: skip
+    value["stages"][1] |= {"layers": [layer], "error": "the removed share"}
+    for text in (as_markdown(value, False), as_html(value, None)):
+        assert "error: the removed share." in text and "3.000e-05" in text
+    del value["stages"][1]["error"]
+    assert "error: " not in as_markdown(value, False)
+
+
 def test_page_is_complete_in_itself_and_escapes(tmp_path: Path) -> None:
     value = content()
     value["name"] = "<script>alert(1)</script>"
@@ -226,8 +270,8 @@ def test_page_is_complete_in_itself_and_escapes(tmp_path: Path) -> None:
     page = as_html(value, picture)
     assert "<script" not in page and "&lt;script&gt;" in page
     assert base64.b64encode(picture).decode() in page
-    # No address is fetched: the only source is the picture inside.
-    assert re.findall(r'(?:src|href)="([^"]{0,23})', page) == ["data:image/jpeg;base64,"]
+    # No address is fetched: the only sources are the pictures inside.
+    assert re.findall(r'(?:src|href)="([^"]{0,22})', page) == ["data:image/jpeg;base64", "data:image/png;base64,"]
     assert "http" not in page
     assert "<td>0.7" not in page and "70.00" in page
 

@@ -302,7 +302,7 @@ def _compared(
 
 def _noise(decibels: float) -> float:
     """Noise as a share of the signal."""
-    return float(10 ** (-decibels / 10))
+    return 0.0 if decibels >= _MOST_DECIBELS else float(10 ** (-decibels / 10))
 
 
 def _decibels(signal: float, noise: float) -> float:
