@@ -426,6 +426,7 @@ def test_a_compressed_network_is_compared_with_its_original(place: Path) -> None
     page = (place / "out" / "report.html").read_text()
     assert "Layers of tucker" in page and "left out by the scope" in page and "2, 3" in page
     assert "tucker: 1 of 2 layers with a kernel were changed." in page
+    assert "error: that of tucker." in page and "error: that of prune." in page
     markdown = (place / "out" / "report.md").read_text()
     assert "| tflite original, float32 |" in markdown
     assert "| conv_1 | 3x3x8x8 | 2, 3 | 576 → 100 (5.8x) | 0.01 → 0.00 (5.8x) | 0.2500 | 2.000 | 1.000 |" in markdown

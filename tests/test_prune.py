@@ -112,6 +112,7 @@ def test_every_layer_with_a_kernel_is_reported() -> None:
     # Rounding in float32, in which these norms are.
     assert layers["conv_0"].error == pytest.approx(np.sort(norms)[:8].sum() / norms.sum(), rel=1e-6)
     assert layers["depthwise"].error is layers["far"].error is None
+    assert result.error == "the removed filters' share of the sum of the layer's scores by l2"
     assert layers["far"].reason == "an output of the network"
     assert layers["far"].channels == (14, 14)
     assert layers["far"].parameters[1] < layers["far"].parameters[0]

@@ -149,6 +149,8 @@ def test_what_no_regression_can_make_up_for_stays_and_says_so() -> None:
     assert reports["made"].reason == "read by 'split', a Conv2D that no regression can make up for"
     assert reports["wide"].channels is not None and reports["wide"].channels[1] < 16
     assert reports["wide"].error is not None and reports["wide"].error > 0
+    # Another measure than the share of scores that pruning by ratio reports, and told as such.
+    assert "to first order" in result.error and "scores by" not in result.error
 
 
 def test_settings_that_make_no_sense() -> None:

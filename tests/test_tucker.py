@@ -146,6 +146,7 @@ def test_the_report_counts_both_sides() -> None:
     )
     assert wide.ranks == (4, 8)
     assert wide.error is not None and 0 < wide.error < 1
+    assert result.error == "that of the layer's kernel, Frobenius norm, relative" and not result.notes
     kernel = graph.by_name["wide"].weights["kernel"]
     assert wide.error == pytest.approx(
         np.linalg.norm(low_rank_kernel(kernel, (4, 8), None) - kernel) / np.linalg.norm(kernel), rel=1e-5
@@ -319,6 +320,7 @@ def test_with_moments_the_output_is_what_is_kept() -> None:
         errors[kind] = float(np.linalg.norm(after - before) / whole)
         (report,) = (layer for layer in result.layers if layer.name == "layer")
         if moments is not None:
+            assert result.error.startswith("that of the layer's output on the pictures")
             # All the places were sampled, the bias makes up for the mean. Moments and weights come in float32.
             assert report.error == pytest.approx(errors[kind], rel=1e-3)
             np.testing.assert_allclose(after.mean(axis=(0, 1, 2)), before.mean(axis=(0, 1, 2)), atol=1e-5)
