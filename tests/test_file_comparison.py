@@ -14,11 +14,13 @@ from toy_network import converted, toy_graph, write_pictures
 
 from deploy.contract import Input
 from deploy.errors import InputError
-from toolchain import file_comparison
+from toolchain import file_comparison, stage_work, stages
+from toolchain.cache import Result, Source
 from toolchain.cli import slimdet
 from toolchain.comparison_report import worst
 from toolchain.convert import convert
 from toolchain.file_comparison import compare_files
+from toolchain.stage_work import Work
 
 
 def _compared(which: str, against: str = "float32", count: int = 4) -> dict[str, Any]:
@@ -84,6 +86,21 @@ def test_pictures_enter_as_the_caller_says() -> None:
     assert ranges[0] != ranges[1]
     again = compare_files(*files, pictures, input=Input("image", 64, 64, "stretch"))
     assert again["layers"] == guessed["layers"]
+
+
+def test_the_stage_of_a_build_gives_what_the_files_are_and_not_where(tmp_path: Path) -> None:
+    folder = converted()
+    inputs: dict[str, Source] = {"pictures": tuple(sorted((folder / "pictures").glob("*.png"))[:2])}
+    for name, source in (("tflite", "int8.tflite"), ("float32", "float32.tflite")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / stages.TFLITE).write_bytes((folder / source).read_bytes())
+        inputs[name] = Result(tmp_path / name, (), "", {}, 0.0, False, "", "")
+    stage_work.save(toy_graph(), tmp_path)
+    inputs["graph"] = Result(tmp_path, (), "", {}, 0.0, False, "", "")
+    told: list[tuple[float, float]] = []
+    facts = stages.compare(Work({}, inputs, tmp_path, lambda done, total, text="": told.append((done, total))))
+    assert {layer["dtype"] for layer in facts["layers"]} == {"int8"} and facts["notes"] == []
+    assert told == [(1, 2), (2, 2)] and str(tmp_path) not in json.dumps(facts)
 
 
 @pytest.mark.slow
