@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolchain.file_comparison import MUCH_CLIPPED
-from toolchain.intermediates import node_names
+from toolchain.intermediates import node_names, short_name
 
 Found = Mapping[str, Any]
 
@@ -69,7 +69,7 @@ def remarks(found: Found, notes: Sequence[str]) -> list[str]:
     for layer in _floats(found["layers"]):
         by_reason.setdefault(_why_float(layer["name"], notes), []).append(_short(layer))
     told += [f"stays float, {reason}: {_some(names)}" for reason, names in by_reason.items()]
-    if left := [name.partition(";")[0] for name in found["not_compared"]]:
+    if left := list(map(short_name, found["not_compared"])):
         told.append(f"not compared, since the float32 file has no such tensor: {_some(left)}")
     return told
 
@@ -138,7 +138,7 @@ def plot(found: Found) -> bytes:
 
 
 def _short(layer: Found) -> str:
-    return str(layer["name"]).partition(";")[0]
+    return short_name(layer["name"])
 
 
 def _listed(texts: Sequence[str]) -> str:

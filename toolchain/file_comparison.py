@@ -8,6 +8,9 @@ precision, share it; of others the outputs alone are compared. For every layer
     clipped           share of the reference's values more than half a step beyond what the layer's integers hold
     used              share of the integers' range that the reference's values span
 
+Layers are ranked by what they add: noises of layers add up in their energies and are passed on at about their share of
+the signal, while decibels count most where there was hardly any noise before, as behind an exact copy of the picture.
+
 The files may come from strangers: they run in a process of its own.
 """
 
@@ -27,7 +30,7 @@ from deploy.errors import BackendError, ContractError, ConversionError, InputErr
 from deploy.picture import read_picture
 from deploy.preprocess import Preprocessor
 from toolchain import child_process
-from toolchain.intermediates import Intermediates
+from toolchain.intermediates import Intermediates, short_name
 
 #: Told how many pictures are done, and of how many.
 Progress = Callable[[float, float], object]
@@ -167,17 +170,23 @@ def compare_in_child(
     finite = {name: pair for name, pair in pairs.items() if math.isfinite(sums[name].signal + sums[name].noise)}
     layers = _layers(mine.inside, theirs.inside, finite, sums, used)
     outputs = set(mine.inside.output_names.values())
+    # What changes a scale or a type between layers is none.
+    changes = ("QUANTIZE", "DEQUANTIZE")
+    between = {index for op, _, written in mine.inside.operations if op in changes for index in written}
     found = {
         "kind": "comparison",
         "pictures": used,
         "skipped": skipped,
         "layers": layers,
         "outputs": [layer["name"] for layer in layers if layer["name"] in outputs],
-        "not_compared": [name for name in mine.written() if name not in pairs],
+        "not_compared": [
+            name for name, index in mine.written().items() if name not in pairs and index not in between
+        ],
         "notes": notes,
     }
-    warnings = [f"{name!r} is not finite in one of the files: it is not compared" for name in pairs.keys() - finite]
-    return found | {"warnings": [*sorted(warnings), *_warnings(found, mine.tensor, entry)]}
+    infinite = sorted(short_name(name) for name in pairs.keys() - finite)
+    warnings = [f"{name!r} is not finite in one of the files: it is not compared" for name in infinite]
+    return found | {"warnings": [*warnings, *_warnings(found, mine.tensor, entry)]}
 
 
 def _common_input(mine: _File, theirs: _File, given: Input | None, notes: list[str]) -> Input:
@@ -335,6 +344,6 @@ def _warnings(found: Mapping[str, Any], tensor: Tensor, entry: Input) -> Iterabl
         if layer["clipped"] and layer["clipped"] > MUCH_CLIPPED:
             low, high = layer["holds"]
             yield (
-                f"{layer['name']!r} cuts off {layer['clipped']:.1%} of its values: it holds {low:.3g} to {high:.3g},"
-                f" and they reach from {layer['range'][0]:.3g} to {layer['range'][1]:.3g}"
+                f"{short_name(layer['name'])!r} cuts off {layer['clipped']:.1%} of its values: it holds {low:.3g} to"
+                f" {high:.3g}, and they reach from {layer['range'][0]:.3g} to {layer['range'][1]:.3g}"
             )

@@ -77,10 +77,15 @@ class Intermediates:
         return (limits.min - zero_point) * float(scale), (limits.max - zero_point) * float(scale), float(scale)
 
 
+def short_name(tensor_name: str) -> str:
+    """Without the layers that were folded into the one that a tensor is named after first."""
+    return tensor_name.partition(";")[0]
+
+
 def node_names(tensor_name: str) -> tuple[str, ...]:
     """What the node may be called that a tensor's name begins with: a layer's scope is its name and "_1", an
     operation's its name."""
-    scope = tensor_name.partition(";")[0].partition("/")[0]
+    scope = short_name(tensor_name).partition("/")[0]
     return (scope.removesuffix("_1"), scope) if scope.endswith("_1") else (scope,)
 
 

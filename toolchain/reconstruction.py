@@ -215,7 +215,7 @@ def _choice(
     # What stays longest matters most.
     ranks = np.full(count, count - 1.0)
     ranks[curve.order] = np.arange(count - 1)
-    return Choice(group, gone, ranks, "" if gone.any() else "what it saves costs more elsewhere saves for less")
+    return Choice(group, gone, ranks, "" if gone.any() else "others save the same at a smaller error")
 
 
 class _Saving:

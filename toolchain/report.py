@@ -226,7 +226,8 @@ def as_markdown(content: Content, has_sample: bool) -> str:
                 lines += [line(columns), line(["---"] * len(columns)), *(line(row) for row in rows), ""]
     for file in _compared(content):
         listed = comparison_report.worst(file["layers"]["layers"], _WORST)
-        lines += ["", f"## {_comparison_title(file)}", "", *(f"- {text}" for text in _remarks(file)), ""]
+        lines += ["", f"## {_comparison_title(file)}", ""]
+        lines += [*(f"- {text}" for text in remarks), ""] if (remarks := _remarks(file)) else []
         lines += [f"The {len(listed)} layers that add most noise. {comparison_report.LEGEND}", ""]
         lines += [line(comparison_report.COLUMNS), line(["---"] * len(comparison_report.COLUMNS))]
         lines += [line(comparison_report.row(layer)) for layer in listed]
