@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 #: Version of the JSON form. A reader refuses every other one.
 FORMAT = 1
+
+#: How a file computes. All that begin with int8 compute with integers: throughout, but in what writes the outputs, or
+#: but in the layers that cost the detections most.
+Precision = Literal["float32", "float16", "dynamic", "int8", "int8_float_head", "int8_mixed"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 #: What one scale's outputs hold. Each is a tensor of its own, so that int8 gives each its own scale.
 #: With A anchors, C classes: xy and wh are (1, h, w, A*2), objectness (1, h, w, A), classes (1, h, w, A*C),
@@ -102,7 +107,7 @@ class Contract:
     labels: tuple[str, ...]
     input: Input
     head: YoloHead | PostprocessHead
-    precision: Literal["float32", "float16", "dynamic", "int8"]
+    precision: Precision
     #: Every input and output of the signature; a file whose own tensors differ is refused.
     tensors: tuple[Tensor, ...] = ()
     #: Recipe's hash, versions, hashes of what it was made of: plain JSON.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.contract import ROLES, Contract, Input, PostprocessHead, Scale, Tensor, YoloHead
+from deploy.contract import PRECISIONS, ROLES, Contract, Input, PostprocessHead, Scale, Tensor, YoloHead
 from deploy.errors import ContractError
 
 #: Larger sides, counts and lists than these are no detector that a device runs; they bound what is allocated later.
@@ -93,7 +93,7 @@ def from_json(value: object) -> Contract:
         labels=tuple(_text(label, f"contract.labels[{i}]") for i, label in enumerate(labels)),
         input=_input(fields["input"], "contract.input"),
         head=_head(fields["head"], "contract.head"),
-        precision=_choice(fields["precision"], "contract.precision", ("float32", "float16", "dynamic", "int8")),
+        precision=_choice(fields["precision"], "contract.precision", PRECISIONS),
         tensors=tuple(_tensor(tensor, f"contract.tensors[{i}]") for i, tensor in enumerate(tensors)),
         lineage=_plain_object(fields["lineage"], "contract.lineage"),
         measured=_plain_object(fields["measured"], "contract.measured"),

@@ -15,7 +15,7 @@ from toy_network import LABELS, SIDE, converted, toy_graph, write_pictures
 from deploy.errors import ConversionError, GraphError, InputError
 from deploy.interpreter import Model
 from toolchain import child_process
-from toolchain.convert import PRECISIONS, convert
+from toolchain.convert import convert
 
 _ROOT = Path(__file__).parents[1]
 #: Channels of each output of the toy: anchors times what a role holds.

@@ -13,7 +13,6 @@ from deploy import model_file
 from deploy.detector import Detector
 from deploy.errors import ContractError, ConversionError, InputError
 from toolchain import package as module
-from toolchain.convert import PRECISIONS
 from toolchain.package import contract_of, package
 
 

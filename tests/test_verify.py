@@ -13,7 +13,7 @@ from deploy.contract import ROLES, Contract
 from deploy.errors import InputError, VerificationError
 from deploy.interpreter import Model
 from toolchain import verify as module
-from toolchain.convert import PRECISIONS, convert
+from toolchain.convert import convert
 from toolchain.graph import Graph
 from toolchain.package import contract_of
 from toolchain.quantize import CALIBRATION_PICTURES, evenly_spaced

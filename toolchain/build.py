@@ -70,7 +70,7 @@ def check_skips(skip: frozenset[str], recipe: Recipe) -> None:
                 f"there is no stage {name!r}{nearest(name, list(BY_NAME))}; stages are {', '.join(BY_NAME)}"
             )
         stage = BY_NAME[name]
-        if stage.needed and not (name == "quantize" and recipe.precisions == ("float32",)):
+        if stage.needed and not (name == "quantize" and recipe.all_precisions == ("float32",)):
             raise InputError(f"the stage {name} cannot be skipped: {stage.needed}")
     try:
         pictures = bool(recipe.data or (recipe.calibration and recipe.calibration.pictures))
@@ -161,7 +161,7 @@ def _version() -> str:
 
 def _names(recipe: Recipe) -> list[str]:
     """All files that a build may put into its folder."""
-    files = [f"{recipe.name}_{precision}.tflite" for precision in (*recipe.precisions, ORIGINAL)]
+    files = [f"{recipe.name}_{precision}.tflite" for precision in (*recipe.all_precisions, ORIGINAL)]
     return [*files, *REPORT_FILES, stages.SAMPLE]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from deploy.command_line import write_atomically
 from toolchain import cache, stages
 from toolchain.build_network import Network, model_files, seeds_of
-from toolchain.build_pictures import calibration
+from toolchain.build_pictures import calibration, others
 from toolchain.cache import Result, Source
 from toolchain.jobs import Jobs
 from toolchain.recipe import Recipe
@@ -40,12 +40,17 @@ def make_files(jobs: Jobs, recipe: Recipe, out: Path, skip: frozenset[str], netw
         entries.append(finish(file, _lineage_of_original(jobs, recipe, network), original, float32, float32))
     # The precisions share one float32 file, which also carries the model's own outputs to verify against.
     float32 = jobs.run("convert", trust, {"graph": graph, "pictures": verification})
-    for precision in recipe.precisions:
+    for precision in recipe.all_precisions:
         tflite = float32
         if precision != "float32":
             inputs: dict[str, Source] = {"graph": graph, "float32": float32}
-            inputs |= {"pictures": calibrating} if precision == "int8" else {}
-            tflite = jobs.run("quantize", {"precision": precision, **trust}, inputs, of=precision)
+            settings: dict[str, Any] = {"precision": precision, **trust}
+            if precision.startswith("int8"):
+                inputs["pictures"] = calibrating
+                settings["int8"] = _int8(recipe)
+            if precision == "int8_mixed":
+                inputs["validation"] = others(recipe, scenes, calibrating)
+            tflite = jobs.run("quantize", settings, inputs, of=precision)
         file = _File(f"{recipe.name}_{precision}.tflite", precision, precision)
         entries.append(finish(file, _lineage(jobs, recipe, precision, network), graph, tflite, float32))
     for entry in entries:
@@ -55,6 +60,16 @@ def make_files(jobs: Jobs, recipe: Recipe, out: Path, skip: frozenset[str], netw
         if "benchmark" not in skip:
             entry |= _benchmark(jobs, recipe, scenes, entry)
     return entries
+
+
+def _int8(recipe: Recipe) -> dict[str, Any]:
+    """quantize.Int8 as plain JSON."""
+    from toolchain.quantize import Int8
+
+    told = recipe.int8
+    rule = recipe.calibration.ranges if recipe.calibration else Int8.ranges
+    loss = Int8.max_map_loss if told.max_map_loss is None else told.max_map_loss
+    return dataclasses.asdict(Int8(rule, told.equalize, told.float_io, loss))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +98,7 @@ def _finished(
     found = {"path": file.name, "precision": file.precision, "bytes": packaged.facts["bytes"], "of": file.of}
     notes = dict.fromkeys((*tflite.facts["notes"], *float32.facts["notes"]))
     found |= {"verification": verified, "notes": list(notes)}
-    if file.precision == "int8":
+    if file.precision.startswith("int8"):
         found["calibration"] = tflite.facts["calibration"]
     return found
 
@@ -137,7 +152,7 @@ def _lineage(jobs: Jobs, recipe: Recipe, precision: str, network: Network) -> di
     """Where a file came from: what shaped it, and nothing that did not, so that it keeps its bytes when a benchmark
     changes."""
     others = {"benchmark", "verify", "precisions"}
-    if precision != "int8" and not {job.split()[0] for job in network.stages} & set(COMPRESSING):
+    if not precision.startswith("int8") and not {job.split()[0] for job in network.stages} & set(COMPRESSING):
         others.add("calibration")
     return _described(jobs, recipe, others, network.stages)
 

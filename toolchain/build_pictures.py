@@ -19,6 +19,8 @@ from toolchain.stages import pictures_in
 
 #: Pictures to calibrate on without `calibration` in the recipe.
 _COUNT = 64
+#: More than any folder has.
+_ALL = 10**9
 #: Of the pictures to train on, without `validation` in the recipe.
 _SHARE = 0.1
 #: The classes of a data set that names none, where only its pictures matter.
@@ -62,6 +64,15 @@ def calibration(recipe: Recipe, scenes: Result | None, count: int | None = None)
         drawn = f"{SCENES}/JPEGImages/train_"
         return tuple(evenly_spaced([scenes.file(name) for name in scenes.files if name.startswith(drawn)], count))
     return tuple(evenly_spaced(_to_train_on(recipe.data), count)) if recipe.data else ()
+
+
+def others(recipe: Recipe, scenes: Result | None, calibrating: Sequence[Path]) -> tuple[Path, ...]:
+    """Pictures from where those to calibrate on came, without these: to measure a loss on. () where there are none."""
+    from toolchain.quantize import PICTURES_TO_MEASURE, evenly_spaced
+
+    used = set(calibrating)
+    found = [path for path in calibration(recipe, scenes, _ALL) if path not in used]
+    return tuple(evenly_spaced(found, PICTURES_TO_MEASURE))
 
 
 def _to_train_on(data: Data) -> list[Path]:

@@ -20,13 +20,13 @@ import click
 from benchmarks.cli import bench
 from deploy.cli import detect
 from deploy.command_line import debug_option, json_option, refuse_to_overwrite, write_atomically, write_json
+from deploy.contract import PRECISIONS
 from deploy.errors import InputError
 from toolchain.carried import carried_recipes
 
 if TYPE_CHECKING:
     from toolchain.jobs import Watch
 
-PRECISIONS = ("float32", "float16", "dynamic", "int8")
 _BUILD_SIDE = ("tensorflow", "litert_quantizer", "pydantic", "yaml", "rich", "jinja2")
 #: A job that takes longer is named while it runs.
 _QUIET_SECONDS = 2.0
@@ -159,6 +159,11 @@ def build(
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True, help="Of the file.")
 @click.option("--calibration", metavar="DIR", type=_FOLDER, help="Pictures that fix the int8 scales; also verified on.")
+@click.option("--float-io", is_flag=True, help="Of int8: inputs and outputs are float32, and the file converts itself.")
+@click.option(
+    "--max-map-loss", type=click.FloatRange(0, 1),
+    help="Of int8_mixed: mAP that may be lost; 0.005, half a point, without it.",
+)
 @click.option(
     "--resize", type=click.Choice(("letterbox", "stretch")),
     help="How pictures come to the input's size; stretch is what darknet does. Default: letterbox, or HEAD.yaml's.",
@@ -172,6 +177,7 @@ def build(
 @debug_option
 def convert(
     model: Path, weights: Path | None, names: Path | None, head: Path | None, precision: str, calibration: Path | None,
+    float_io: bool, max_map_loss: float | None,
     resize: Literal["letterbox", "stretch"] | None, allow_lambda: bool, output: Path, json_file: str | None,
 ) -> None:  # fmt: skip
     """Convert one trained detector to one verified .tflite, without a recipe.
@@ -184,18 +190,26 @@ def convert(
       slimdet convert net.keras --head net.yaml -o net.tflite
     """
     is_keras = model.suffix.lower() in (".keras", ".h5", ".hdf5")
-    if precision == "int8" and calibration is None:
+    if precision.startswith("int8") and calibration is None:
         raise click.UsageError("int8 is calibrated on pictures: add --calibration DIR")
+    if float_io and not precision.startswith("int8"):
+        raise click.UsageError(f"--float-io is for int8: a {precision} file has float inputs and outputs anyway")
+    if max_map_loss is not None and precision != "int8_mixed":
+        raise click.UsageError(f"--max-map-loss is for --precision int8_mixed, not {precision}")
     if is_keras and (weights or names or head is None):
         raise click.UsageError("a Keras model is MODEL --head HEAD.yaml, without WEIGHTS and --names")
     if not is_keras and (weights is None or names is None or head is not None or allow_lambda):
         raise click.UsageError("a darknet model is CFG WEIGHTS --names FILE, without --head and --allow-lambda")
     _need("convert")
     from toolchain.one_file import Origin, convert_file
+    from toolchain.quantize import Int8
 
     origin = Origin(model, weights, names, head, resize, allow_lambda)
+    int8 = Int8(float_io=float_io, max_map_loss=Int8.max_map_loss if max_map_loss is None else max_map_loss)
     with _Display() as watch:
-        done = convert_file(origin, precision, output, calibration, started=watch.started)
+        done = convert_file(
+            origin, precision, output, calibration, started=watch.started, int8=int8, progress=watch.progress
+        )
     if json_file is not None:
         write_json(json_file, done)
     if json_file != "-":

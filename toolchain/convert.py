@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from deploy.command_line import write_atomically
-from deploy.contract import ROLES
+from deploy.contract import PRECISIONS, ROLES
 from deploy.errors import ConversionError
 from toolchain import child_process
 from toolchain.graph import Graph
 from toolchain.graph_file import load, save
 from toolchain.lower import Lowered, lower
-from toolchain.quantize import Calibration, quantize
+from toolchain.calibration import Calibration
+from toolchain.quantize import Int8, quantize
 from toolchain.reference import run_reference
 
-PRECISIONS = ("float32", "float16", "dynamic", "int8")
 SIGNATURE = "serving_default"
 
 
@@ -45,15 +45,18 @@ def convert(
     destination: Path,
     *,
     pictures: Iterable[Path] = (),
+    validation: Iterable[Path] = (),
+    int8: Int8 = Int8(),
     float_file: Path | None = None,
     reference: Path | None = None,
     allow_lambda: bool = False,
+    progress: Callable[[float, float], object] | None = None,
 ) -> Conversion:
     """Writes the graph as a .tflite in one precision, atomically, each dangerous step in a process of its own.
 
     Its input is "image", (1, height, width, 3); its outputs are "<role>_<stride>" (xy_32, wh_32, objectness_32,
     classes_32, …), raw logits. For int8 all of them are int8, calibrated on all the pictures: choose, for instance by
-    quantize.evenly_spaced(…, CALIBRATION_PICTURES).
+    quantize.evenly_spaced(…, CALIBRATION_PICTURES). int8, validation and progress: see quantize.
 
     float_file is what convert wrote for this very graph in float32, if it is there: the other precisions are derived
     from it without TensorFlow, except where lower needs another float graph for int8. reference, if given, receives the
@@ -67,16 +70,22 @@ def convert(
     if precision not in PRECISIONS:
         raise ConversionError(f"a precision is one of {', '.join(PRECISIONS)}, not {precision!r}; choose one")
     lowered, chosen = lower(graph, precision), list(pictures)
+
+    def derived(source: Path) -> Conversion:
+        calibration = quantize(
+            source, precision, destination, graph=graph, original=float_file, pictures=chosen, validation=validation,
+            int8=int8, progress=progress,
+        )  # fmt: skip
+        return Conversion((*lowered.notes, *calibration.notes), calibration)
+
     if float_file is not None and precision != "float32" and reference is None and not lowered.int8_only:
-        return Conversion(
-            lowered.notes, quantize(float_file, precision, destination, input=graph.input, pictures=chosen)
-        )
+        return derived(float_file)
     with child_process.folder() as place:
         made = _export(graph, lowered, chosen, place, reference, allow_lambda)
         if precision == "float32":
             write_atomically(destination, made.read_bytes())
             return Conversion(lowered.notes)
-        return Conversion(lowered.notes, quantize(made, precision, destination, input=graph.input, pictures=chosen))
+        return derived(made)
 
 
 def output_names(graph: Graph) -> dict[str, str]:

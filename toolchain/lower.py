@@ -44,7 +44,7 @@ class Lowered:
 
 
 def lower(graph: Graph, precision: str) -> Lowered:
-    """Lowers a detector for one precision ("float32", "float16", "dynamic", "int8").
+    """Lowers a detector for one precision (deploy.contract.PRECISIONS).
 
     Its outputs are one node for each role and scale, in the order of the head's scales and of ROLES.
 
@@ -121,12 +121,12 @@ def _rewritten(graph: Graph, precision: str) -> tuple[Graph, list[str], bool]:
     nodes: list[Node] = []
     notes: list[str] = []
     int8_only = False
-    for node in _activations_apart(graph) if precision == "int8" else graph.nodes:
+    for node in _activations_apart(graph) if precision.startswith("int8") else graph.nodes:
         activation = node.attributes.get("activation") if node.op == "Activation" else None
         if node.op == "UpSampling2D" and node.attributes.get("interpolation", "nearest") == "nearest":
             nodes.append(_resize(node, extents))
             notes.append(f"{node.name}: one resize in place of Keras's upsampling, which becomes 5-D RESHAPE and TILE")
-        elif precision == "int8" and activation == "mish":
+        elif precision.startswith("int8") and activation == "mish":
             nodes += _mish_by_sigmoid(node)
             notes.append(
                 f"{node.name}: Mish approximated by x*sigmoid(1.2623x + 0.5759), off by 0.032 at most: its own EXP and "
@@ -134,7 +134,7 @@ def _rewritten(graph: Graph, precision: str) -> tuple[Graph, list[str], bool]:
                 "accuracy in int8"
             )
             int8_only = True
-        elif precision == "int8" and activation in ("hard_silu", "hard_swish"):
+        elif precision.startswith("int8") and activation in ("hard_silu", "hard_swish"):
             nodes += _hard_swish_by_multiply(node)
             notes.append(f"{node.name}: (x/6)*relu6(x + 3) in place of HARD_SWISH, 5 times as slow in int8")
             # Exact, but one operation more in float.

@@ -6,12 +6,15 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from deploy.errors import InputError
 from toolchain import child_process, graph_file
 from toolchain.cache import digest
 from toolchain.graph import Graph
+
+if TYPE_CHECKING:
+    from toolchain.quantize import Int8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +74,19 @@ def save_keras(path: str, allow_lambda: bool, input_size: Sequence[int] | None, 
 
 
 def convert_file(
-    origin: Origin, precision: str, output: Path, calibration: Path | None, *, started: Callable[[str], None]
-) -> dict[str, Any]:
+    origin: Origin, precision: str, output: Path, calibration: Path | None, *, started: Callable[[str], None],
+    int8: Int8 | None = None, progress: Callable[[float, float], object] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Converts, verifies and writes output, atomically; an older output stays as it was until then.
 
     calibration is a folder of pictures, for int8's ranges and for the verification; without it, pictures are drawn.
+    int8 says how an int8 file is made, and progress is told how far the search for int8_mixed is.
     Returns plain JSON: what was done, and `summary`, lines to read. Raises InputError when output is one of the
     inputs or cannot be written, and what reading, conversion and verification raise.
     """
     from toolchain.convert import convert
     from toolchain.package import contract_of, package
-    from toolchain.quantize import CALIBRATION_PICTURES, evenly_spaced
+    from toolchain.quantize import CALIBRATION_PICTURES, PICTURES_TO_MEASURE, Int8, evenly_spaced
     from toolchain.reference import VERIFICATION_PICTURES
     from toolchain.stage_work import graph_facts
     from toolchain.stages import draw_pictures, pictures_in
@@ -105,7 +110,11 @@ def convert_file(
             started(f"quantize {precision}")
             tflite = place / "model.tflite"
             ranges = evenly_spaced(given, CALIBRATION_PICTURES)
-            made = convert(graph, precision, tflite, pictures=ranges, float_file=float32, allow_lambda=trust)
+            others = evenly_spaced([path for path in given if path not in set(ranges)], PICTURES_TO_MEASURE)
+            made = convert(
+                graph, precision, tflite, pictures=ranges, validation=others, int8=int8 or Int8(), float_file=float32,
+                allow_lambda=trust, progress=progress,
+            )  # fmt: skip
             notes = tuple(dict.fromkeys((*made.notes, *notes)))
         started("verify")
         contract = contract_of(graph, tflite.read_bytes(), precision)
@@ -120,7 +129,7 @@ def convert_file(
         **{key: facts[key] for key in ("trainable", "non_trainable", "flops", "flops_unknown")},
         "verification": verified,
         "verified_on_drawn_pictures": not given,
-        "calibration": dataclasses.asdict(made.calibration) if precision == "int8" else None,
+        "calibration": dataclasses.asdict(made.calibration) if precision.startswith("int8") else None,
         "notes": list(notes),
     }
     return {**done, "summary": _summary(done)}

@@ -15,10 +15,9 @@ from typing import Any
 
 from deploy import interpreter, model_file
 from deploy.command_line import write_atomically
-from deploy.contract import ROLES, Contract, Scale, YoloHead
+from deploy.contract import PRECISIONS, ROLES, Contract, Scale, YoloHead
 from deploy.detector import Detector
 from deploy.errors import ConversionError, InputError
-from toolchain.convert import PRECISIONS
 from toolchain.graph import Graph
 
 #: Whose versions say what a file was made with.

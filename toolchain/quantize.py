@@ -1,10 +1,17 @@
 """float16, dynamic-range and int8 files from the one float .tflite, by litert-quantizer, without TensorFlow.
 
 An affine int8 value q stands for (q - zero_point) * scale. Weights are symmetric, with a scale for each output channel;
-activations have one scale for each tensor, laid over the range that they took on the calibration pictures (Jacob et al.
-2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", equations 1 and
-4). The input's range is not measured but computed from what a pixel 0..255 becomes: pictures that never reach black or
-white keep the exact grid.
+activations have one scale for each tensor, laid over a range that calibration.py finds (Jacob et al. 2018,
+"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", equations 1 and 4),
+after equalization.py has brought the channels to one size.
+
+| precision       | computes                                                                                  |
+|-----------------|-------------------------------------------------------------------------------------------|
+| float16         | in float, on weights of 16 bits                                                            |
+| dynamic         | with int8 weights and inputs quantized anew in each run; float between                     |
+| int8            | with integers throughout                                                                   |
+| int8_float_head | with integers, but the convolutions that write the outputs                                 |
+| int8_mixed      | with integers, but the layers that cost the detections most: see mixed_precision.py        |
 
 litert-quantizer has no rule for some operations whose int8 kernels exist and take free scales, and would leave a float
 island around each. They are shown to it under the name of an operation with the same tensors, and get their own name
@@ -14,20 +21,26 @@ back afterwards. So one float file with plain LEAKY_RELU serves all precisions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deploy.command_line import write_atomically
-from deploy.contract import Input, Tensor
+from deploy.contract import Input
 from deploy.errors import ConversionError, InputError
-from toolchain import child_process
+from toolchain import child_process, graph_file
+from toolchain.calibration import Calibration, Observed, Rule, observe, ranges, written
+from toolchain.equalization import equalized, scalable
+from toolchain.graph import Graph
 
 #: As many pictures, evenly spaced in the folder, are a fair choice: one already gives most of the accuracy, and over 64
 #: the ranges have settled.
 CALIBRATION_PICTURES = 64
+#: Pictures that a loss of mAP is measured on. More take longer, and the estimate's own bias is greater than their luck.
+PICTURES_TO_MEASURE = 200
 
 #: Operation -> the one that the quantizer takes it for.
 _ALIASES = {"LEAKY_RELU": "RELU", "ELU": "RELU", "RELU6": "RELU"}
@@ -40,12 +53,17 @@ _LEAST_DYNAMIC_WEIGHTS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibration:
-    """Which pictures made an int8 file."""
+class Int8:
+    """How an int8 file is made. Plain JSON by dataclasses.asdict."""
 
-    used: int = 0
-    #: "name: reason" of each picture that could not be read.
-    skipped: tuple[str, ...] = ()
+    #: Which range is laid over a tensor's values.
+    ranges: Rule = "mean"
+    #: Whether channels are brought to one size first.
+    equalize: bool = True
+    #: Whether the file takes and gives float32, and converts by itself.
+    float_io: bool = False
+    #: Of int8_mixed: what mAP may be lost, 0 to 1.
+    max_map_loss: float = 0.005
 
 
 def evenly_spaced(items: Iterable[Path], limit: int) -> list[Path]:
@@ -57,79 +75,181 @@ def evenly_spaced(items: Iterable[Path], limit: int) -> list[Path]:
 
 
 def quantize(
-    float_file: Path, precision: str, destination: Path, *, input: Input | None = None, pictures: Iterable[Path] = ()
-) -> Calibration:
-    """Writes the float .tflite in another precision ("float16", "dynamic", "int8"), atomically, by a process of its
-    own.
+    float_file: Path, precision: str, destination: Path, *, graph: Graph | None = None, original: Path | None = None,
+    pictures: Iterable[Path] = (), validation: Iterable[Path] = (), int8: Int8 = Int8(),
+    progress: Callable[[float, float], object] | None = None,
+) -> Calibration:  # fmt: skip
+    """Writes the float .tflite in another precision, atomically, by a process of its own.
 
-    int8 needs the graph's input and pictures to calibrate on; those that cannot be read are skipped and counted.
+    The int8 precisions need the graph, for its input, and pictures to calibrate on; those that cannot be read are
+    skipped and counted. int8_mixed is measured against original, the float32 file where int8 has another float graph,
+    on validation, or on the same pictures where there are no others; it calls progress with the trials done and the
+    most there can be.
 
     Raises InputError when int8 has no readable picture or the file cannot be written, ConversionError when the
-    quantizer refuses the model or dies, or when an operation would stay float in an int8 file.
+    quantizer refuses the model or dies, when a value is not finite, when an operation would stay float in an int8 file,
+    or when no mixture keeps the loss.
     """
-    chosen = list(pictures) if precision == "int8" else []
-    if precision == "int8" and not chosen:
+    chosen = list(pictures) if precision.startswith("int8") else []
+    if precision.startswith("int8") and not chosen:
         raise InputError("int8 needs calibration pictures: none were given; name a folder of them")
     with child_process.folder() as place:
         result = place / "quantized.tflite"
-        calibration = child_process.run(
-            "toolchain.quantize:_quantize",
-            {
-                "float_file": str(float_file),
-                "precision": precision,
-                "result": str(result),
-                "input": None if input is None else dataclasses.asdict(input),
-                "pictures": [str(path) for path in chosen],
-            },
-            place,
-            step=f"quantization of {float_file.name} to {precision}",
-        )
+        if graph is not None:
+            graph_file.save(graph, place / "graph")
+        arguments = {
+            "float_file": str(float_file),
+            "precision": precision,
+            "result": str(result),
+            "original": str(original or float_file),
+            "graph": None if graph is None else str(place / "graph"),
+            "pictures": [str(path) for path in chosen],
+            "validation": [str(path) for path in validation],
+            "int8": dataclasses.asdict(int8),
+            "told": str(place / "told.jsonl"),
+        }
+        with child_process.followed(place / "told.jsonl", _told(progress)):
+            made = child_process.run(
+                "toolchain.quantize:quantize_in_child",
+                arguments,
+                place,
+                step=f"quantization of {float_file.name} to {precision}",
+            )
         write_atomically(destination, result.read_bytes())
-    return Calibration(calibration["used"], tuple(calibration["skipped"]))
+    lists = ("skipped", "notes")
+    made |= {key: tuple(made[key]) for key in lists}
+    return Calibration(**{**made, "pictures": tuple((name, digest) for name, digest in made["pictures"])})
 
 
-def _quantize(
-    float_file: str, precision: str, result: str, input: dict[str, Any] | None, pictures: Sequence[str]
-) -> dict[str, Any]:
-    """Runs in the child."""
+def _told(progress: Callable[[float, float], object] | None) -> Callable[[Mapping[str, float]], object] | None:
+    return (lambda facts: progress(facts["done"], facts["of"])) if progress else None
+
+
+def quantize_in_child(
+    float_file: str, precision: str, result: str, original: str, graph: str | None, pictures: Sequence[str],
+    validation: Sequence[str], int8: dict[str, Any], told: str,
+) -> dict[str, Any]:  # fmt: skip
     content = Path(float_file).read_bytes()
-    ranges, calibration = None, Calibration()
-    if precision == "int8":
-        assert input is not None
-        # JSON has lists where the dataclass has tuples.
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in input.items()}
-        ranges, calibration = _calibrate(content, Input(**fields), pictures)  # type: ignore[arg-type]
-    Path(result).write_bytes(quantized(content, precision, ranges))
+    if not precision.startswith("int8"):
+        Path(result).write_bytes(quantized(content, precision))
+        return dataclasses.asdict(Calibration())
+    assert graph is not None
+    from toolchain.mixed_precision import mixed
+
+    network, settings = graph_file.load(Path(graph)), Int8(**int8)
+    assert network.input is not None
+    prepared = prepare(content, network.input, [Path(name) for name in pictures], settings)
+    calibration = prepared.calibration
+    if precision == "int8_mixed":
+        looked = [Path(name) for name in validation or pictures]
+        found, notes = mixed(Path(original).read_bytes(), prepared, network, looked, settings.max_map_loss, Path(told))
+        if not validation:
+            notes = (*notes, "the loss was measured on the calibration's own pictures, for want of others")
+        calibration = dataclasses.replace(calibration, notes=(*calibration.notes, *notes))
+    else:
+        found = prepared.quantized(output_writers(content) if precision == "int8_float_head" else frozenset())
+        if precision == "int8_float_head":
+            notes = tuple(f"{name}: stays float, it writes an output" for name in _output_names(content))
+            calibration = dataclasses.replace(calibration, notes=(*calibration.notes, *notes))
+    Path(result).write_bytes(found)
     return dataclasses.asdict(calibration)
 
 
-def quantized(content: bytes, precision: str, ranges: dict[str, Any] | None = None) -> bytes:
-    """The float .tflite in another precision. It can die: for a child process.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A float .tflite ready for int8: its channels of one size, and a range for every tensor."""
+
+    content: bytes
+    ranges: Mapping[str, Any]
+    float_io: bool
+    calibration: Calibration
+
+    def quantized(self, floats: frozenset[str]) -> bytes:
+        """The int8 file whose operations that write tensors of these names stay float."""
+        return quantized(self.content, "int8", self.ranges, floats=floats, float_io=self.float_io)
+
+    def quantized_alone(self, names: frozenset[str]) -> bytes:
+        """A file that computes with integers in the operations that write tensors of these names, and nowhere else."""
+        scopes = tuple(_scope(name) for name in sorted(names))
+        return _with(self.content, _settings("int8", scopes), self.ranges)
+
+
+def prepare(content: bytes, input: Input, pictures: Sequence[Path], int8: Int8) -> Prepared:
+    """Runs the pictures through the file. Raises InputError and ConversionError as observe does."""
+    by_channel = scalable(content) if int8.equalize else frozenset()
+    observed: Observed = observe(content, input, pictures, by_channel)
+    notes: tuple[str, ...] = ()
+    if int8.equalize:
+        made = equalized(content, {index: observed.greatest(index) for index in by_channel})
+        content, observed = made.content, observed.scaled(made.scales)
+        if made.layers:
+            notes = (f"channels of {len(made.layers)} convolutions brought to one size: int8 has one step for all of them",)
+    found = ranges(content, observed, input, pictures, int8.ranges)
+    calibration = dataclasses.replace(observed.calibration, rule=int8.ranges, notes=notes)
+    return Prepared(content, found, int8.float_io, calibration)
+
+
+def quantized(
+    content: bytes, precision: str, ranges: Mapping[str, Any] | None = None, *, floats: frozenset[str] = frozenset(),
+    float_io: bool = False,
+) -> bytes:  # fmt: skip
+    """The float .tflite in another precision, of int8's only the plain one. It can die: for a child process.
 
     ranges, for int8: {"min": (1,), "max": (1,)} float32 by name, of the input and of every tensor that an operation
-    writes. Raises ConversionError where an operation would stay float in an int8 file.
+    writes. floats: names of tensors that stay float with the operations that write them. float_io: inputs and outputs
+    are float32. Raises ConversionError where another operation would stay float in an int8 file.
     """
-    from litert_quantizer import quantizer
-
-    aliased, own_codes = _aliased(content)
-    work = quantizer.Quantizer(aliased, _settings(precision))
-    made = work.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model
-    # The quantizer only adds to the end of the operator table.
-    final = _with_codes(bytes(made), own_codes)
+    final = _with(content, _settings(precision, floats=floats, float_io=float_io), ranges)
     if precision == "int8":
-        _refuse_floats(final)
+        _refuse_floats(final, floats)
     return final
 
 
-def _settings(precision: str) -> list[dict[str, Any]]:
-    """litert-quantizer's recipe: what is done to which operations."""
-    from litert_quantizer import qtyping, recipe, recipe_manager
+def _with(content: bytes, settings: list[dict[str, Any]], ranges: Mapping[str, Any] | None) -> bytes:
+    from litert_quantizer import quantizer
+
+    aliased, own_codes = _aliased(content)
+    work = quantizer.Quantizer(aliased, settings)
+    made = work.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model
+    # The quantizer only adds to the end of the operator table.
+    return _with_codes(bytes(made), own_codes)
+
+
+def _scope(name: str) -> str:
+    """A pattern for the operation that writes the tensor: its scope is the names of what it writes, each with a
+    semicolon behind it."""
+    return f"^{re.escape(name)};?$"
+
+
+def output_writers(content: bytes) -> frozenset[str]:
+    """Names of the file's outputs, inside it."""
+    graph = _model(content).Subgraphs(0)
+    return frozenset(graph.Tensors(int(index)).Name().decode() for index in graph.OutputsAsNumpy())
+
+
+def _output_names(content: bytes) -> list[str]:
+    """Names of the file's outputs in its signature, sorted."""
+    signature = _model(content).SignatureDefs(0)
+    return sorted(signature.Outputs(place).Name().decode() for place in range(signature.OutputsLength()))
+
+
+def _settings(
+    precision: str, scopes: Sequence[str] = (".*",), *, floats: frozenset[str] = frozenset(), float_io: bool = False
+) -> list[dict[str, Any]]:
+    """litert-quantizer's recipe: what is done to which operations. scopes, floats and float_io: of int8."""
+    from litert_quantizer import qtyping, recipe_manager
     from litert_quantizer.algorithm_manager import AlgorithmName
 
-    if precision == "int8":
-        return recipe.static_wi8_ai8()
     everything = qtyping.TFLOperationName.ALL_SUPPORTED
     manager = recipe_manager.RecipeManager()
+    if precision == "int8":
+        for scope in scopes:
+            manager.add_static_config(scope, everything, activation_num_bits=8, weight_num_bits=8)
+        for operation in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT) if float_io else ():
+            manager.add_quantization_config(".*", operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        for name in sorted(floats):
+            manager.add_quantization_config(_scope(name), everything, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        return manager.get_quantization_recipe()
     if precision == "dynamic":
         weights = qtyping.OpQuantizationConfig(
             weight_tensor_config=qtyping.TensorQuantizationConfig(8, granularity=qtyping.QuantGranularity.CHANNELWISE),
@@ -153,78 +273,17 @@ def _settings(precision: str) -> list[dict[str, Any]]:
     return manager.get_quantization_recipe()
 
 
-def _calibrate(content: bytes, input: Input, pictures: Sequence[str]) -> tuple[dict[str, Any], Calibration]:
-    """Runs the pictures, one in memory at a time, through the float file: range by tensor, {"min": (1,), "max": (1,)}
-    float32."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    from deploy.picture import read_picture
-    from deploy.preprocess import Preprocessor
-
-    interpreter = Interpreter(model_content=content, experimental_preserve_all_tensors=True, num_threads=2)
-    interpreter.allocate_tensors()
-    entry = interpreter.get_input_details()[0]
-    preprocess = Preprocessor(input, Tensor(input.name, tuple(int(n) for n in entry["shape"]), "float32"))
-    written = _written(content)
-    extremes: dict[str, list[tuple[float, float]]] = {name: [] for name in written.values()}
-    used, skipped = 0, []
-    for name in pictures:
-        try:
-            picture = read_picture(Path(name))
-        except InputError as error:
-            skipped.append(f"{Path(name).name}: {error}")
-            continue
-        interpreter.set_tensor(entry["index"], preprocess(picture)[0])
-        interpreter.invoke()
-        for index, tensor_name in written.items():
-            values = interpreter.get_tensor(index)
-            extremes[tensor_name].append((float(values.min()), float(values.max())))
-        used += 1
-    if not used:
-        first = skipped[0]
-        raise InputError(f"int8 needs calibration pictures: none of {len(pictures)} can be read; the first: {first}")
-    ranges = _ranges(extremes, {details["name"] for details in interpreter.get_output_details()})
-    pixels = [(value - mean) / std for mean, std in zip(input.mean, input.std) for value in (0.0, 255.0)]
-    ranges[entry["name"]] = {"min": np.array([min(pixels)], np.float32), "max": np.array([max(pixels)], np.float32)}
-    return ranges, Calibration(used, tuple(skipped))
-
-
-def _ranges(extremes: dict[str, list[tuple[float, float]]], outputs: set[str]) -> dict[str, Any]:
-    """{"min": (1,), "max": (1,)} float32 by tensor, from its smallest and greatest value on each picture.
-
-    Inside the network the mean over the pictures: one picture's outlier would coarsen the steps of all the others. An
-    output keeps the whole range, because its rare great values are the detections. Against the whole range everywhere,
-    on 840 trainval pictures of VOC2007 that were not calibrated on: +3.3 (voc-yolo-fastest-xl), +0.5 (MobileNetV2-
-    YOLOv3-Nano), +6.2 (voc-yolo-fastest), +1.1 (yolov4-tiny) and -0.7 (yolo-lite) points of mAP.
-    """
-    ranges = {}
-    for name, seen in extremes.items():
-        low, high = zip(*seen)
-        ends = (min(low), max(high)) if name in outputs else (np.mean(low), np.mean(high))
-        ranges[name] = {key: np.array([end], np.float32) for key, end in zip(("min", "max"), ends)}
-    return ranges
-
-
 def same_ranges(content: bytes, low: float, high: float) -> dict[str, Any]:
     """One range for the inputs and every tensor that an operation writes, for `quantized` where time alone counts."""
     subgraph = _model(content).Subgraphs(0)
     inputs = [subgraph.Tensors(int(index)).Name().decode() for index in subgraph.InputsAsNumpy()]
     ends = {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
-    return {name: ends for name in (*inputs, *_written(content).values())}
+    return {name: ends for name in (*inputs, *written(content).values())}
 
 
-def _written(content: bytes) -> dict[int, str]:
-    """Index and name of every tensor that an operation writes."""
-    subgraph = _model(content).Subgraphs(0)
-    return {
-        int(index): subgraph.Tensors(int(index)).Name().decode()
-        for place in range(subgraph.OperatorsLength())
-        for index in subgraph.Operators(place).OutputsAsNumpy()
-    }
-
-
-def _refuse_floats(content: bytes) -> None:
-    """Raises ConversionError when an operation of an int8 file reads or writes a float tensor."""
+def _refuse_floats(content: bytes, allowed: frozenset[str]) -> None:
+    """Raises ConversionError when an operation of an int8 file reads or writes a float tensor, but those that write one
+    of the allowed names, and changes of type."""
     from ai_edge_litert.tools.flatbuffer_utils import opcode_to_name, read_model_from_bytearray
     from litert_quantizer.qtyping import TensorType
 
@@ -232,10 +291,13 @@ def _refuse_floats(content: bytes) -> None:
     (subgraph,) = model.subgraphs
     floats: dict[str, str] = {}
     for operator in subgraph.operators:
+        name = subgraph.tensors[operator.outputs[0]].name.decode()
+        operation = opcode_to_name(model, operator.opcodeIndex)
+        if name in allowed or operation in ("QUANTIZE", "DEQUANTIZE"):
+            continue
         for index in (*operator.inputs, *operator.outputs):
             if index >= 0 and subgraph.tensors[index].type == TensorType.FLOAT32:
-                name = subgraph.tensors[operator.outputs[0]].name.decode()
-                floats.setdefault(opcode_to_name(model, operator.opcodeIndex), name)
+                floats.setdefault(operation, name)
     if floats:
         listed = ", ".join(f"{operation} at {tensor!r}" for operation, tensor in floats.items())
         raise ConversionError(

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from deploy.contract import Precision
 from deploy.errors import InputError
 from toolchain.carried import built_in_networks, carried_recipes
 from toolchain.nearest import nearest
@@ -30,8 +31,6 @@ from toolchain.recipe_data import Data, Split
 from toolchain.recipe_settings import Impossible, Seed, Settings
 from toolchain.recipe_stages import GraphStage
 from toolchain.recipe_yaml import Places, read_yaml
-
-Precision = Literal["float32", "float16", "dynamic", "int8"]
 
 
 class Yolov4(Settings):
@@ -107,7 +106,22 @@ class Calibration(Settings):
     pictures: Path | None = None
     """A folder; those of data that are trained on where it is left out."""
     count: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """How many of them, evenly spaced over all in their order."""
+    """How many of them: of labelled data spread over the classes, else evenly spaced over all in their order."""
+    ranges: Literal["mean", "minmax", "moving_average", "percentile", "mse"] = "mean"
+    """Which range int8 lays over a tensor's values: from the mean least to the mean greatest of a picture; the least
+    and the greatest of all; their moving averages; all but 0.005 % at each end; or that of the least squared error."""
+
+
+class Int8(Settings):
+    """How the int8 files are made."""
+
+    equalize: bool = True
+    """Bring the channels of every tensor to one size first, which changes nothing in float."""
+    float_io: bool = False
+    """Inputs and outputs are float32, and the file converts by itself; without it they are int8."""
+    max_map_loss: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Adds the file NAME_int8_mixed.tflite: int8 with the fewest layers in float that loses no more mAP than this
+    (0.005 is half a point)."""
 
 
 class Verify(Settings):
@@ -146,8 +160,15 @@ class Recipe(Settings):
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("float32", "int8")
     """One file is made for each."""
     calibration: Calibration | None = None
+    int8: Int8 = Int8()
     verify: Verify = Verify()
     benchmark: Benchmark = Benchmark()
+
+    @property
+    def all_precisions(self) -> tuple[Precision, ...]:
+        """Of the files that are made."""
+        mixed = self.int8.max_map_loss is not None and "int8_mixed" not in self.precisions
+        return (*self.precisions, "int8_mixed") if mixed else self.precisions
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
@@ -157,7 +178,7 @@ class Recipe(Settings):
                 f"each precision is listed once, but precisions is {list(self.precisions)}; remove the repeated one",
             )
         pictures = self.calibration.pictures if self.calibration else None
-        if "int8" in self.precisions and not (pictures or self.data):
+        if any(precision.startswith("int8") for precision in self.all_precisions) and not (pictures or self.data):
             raise Impossible(
                 ("precisions",),
                 "int8 needs pictures to calibrate on, and the recipe names none; add `calibration: {pictures: "

@@ -236,9 +236,10 @@ def convert(work: Work) -> Facts:
 
 
 def quantize(work: Work) -> Facts:
-    """Derives another precision from the float32 file. Settings: precision, allow_lambda. Inputs: graph, float32,
-    pictures to calibrate on."""
+    """Derives another precision from the float32 file. Settings: precision, allow_lambda and, for int8, quantize.Int8
+    as int8. Inputs: graph, float32, pictures to calibrate on, and validation to measure int8_mixed on."""
     from toolchain.convert import convert as convert_graph
+    from toolchain.quantize import Int8
 
     graph = work.graph()
     made = convert_graph(
@@ -246,8 +247,11 @@ def quantize(work: Work) -> Facts:
         work.settings["precision"],
         work.out / TFLITE,
         pictures=work.paths("pictures"),
+        validation=work.paths("validation"),
+        int8=Int8(**work.settings.get("int8", {})),
         float_file=work.file("float32", TFLITE),
         allow_lambda=work.settings["allow_lambda"],
+        progress=work.progress,
     )
     return {"notes": list(made.notes), "calibration": dataclasses.asdict(made.calibration)}
 

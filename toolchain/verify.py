@@ -186,7 +186,7 @@ def _held(precision: str, relative: float, decibels: float, depth: int) -> tuple
         return relative * 2**23, FLOAT32_STEPS * depth, "float epsilons"
     if precision == "float16":
         return relative * 2**11, FLOAT16_STEPS * depth, "half-precision roundings"
-    return decibels, INT8_DECIBELS if precision == "int8" else DYNAMIC_DECIBELS, "dB of signal to noise"
+    return decibels, INT8_DECIBELS if precision.startswith("int8") else DYNAMIC_DECIBELS, "dB of signal to noise"
 
 
 def _inside(difference: OutputDifference) -> bool:
