@@ -16,7 +16,7 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +64,10 @@ def write(tflite: bytes, contract: Contract) -> bytes:
         raise ContractError(
             f"the metadata has at most {_MOST_METADATA} bytes, not {len(text)}; shorten what lineage and measured tell"
         )
-    return _archived(body, {_METADATA: text, _LABELS: _label_file(contract.labels)})
-
-
-def with_labels(tflite: bytes, labels: Sequence[str]) -> bytes:
-    """A plain .tflite with the label file alone behind it: for other people's programs, which know it by the standard
-    metadata inside. `read` refuses it where it would have to guess."""
-    return _archived(tflite, {_LABELS: _label_file(labels)})
-
-
-def _archived(body: bytes, members: Mapping[str, bytes]) -> bytes:
     file = io.BytesIO(body)
     # Appending to what is no archive, zipfile counts offsets from the file's first byte: no reader sees a wrong prefix.
     with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
-        for name, content in members.items():
+        for name, content in ((_METADATA, text), (_LABELS, _label_file(contract.labels))):
             member = zipfile.ZipInfo(name, _DATE)
             member.create_system = 3  # Unix, on every system
             member.external_attr = 0o100644 << 16

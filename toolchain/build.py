@@ -27,6 +27,7 @@ from toolchain import cache, stages, training_stages
 from toolchain.build_files import ORIGINAL, make_files, publish
 from toolchain.build_network import make_network, model_files, seeds_of
 from toolchain.build_pictures import refuse_test_pictures
+from toolchain.decoded_file import client_file
 from toolchain.jobs import Jobs, Stage, Watch
 from toolchain.nearest import nearest
 from toolchain.recipe import Recipe, RecipeFile
@@ -54,6 +55,7 @@ STAGES = (
     ),
     Stage("verify", stages.verify),
     Stage("package", stages.package, needed="it makes the files that you asked for"),
+    Stage("decode", stages.decode, needed="the recipe's `package` asks for its files; take it out of there instead"),
     Stage("benchmark", stages.benchmark, measures=True),
     Stage("report", stages.report, needed="it says what was done, and what was skipped"),
 )
@@ -69,7 +71,8 @@ def check_skips(skip: frozenset[str], recipe: Recipe) -> None:
                 f"there is no stage {name!r}{nearest(name, list(BY_NAME))}; stages are {', '.join(BY_NAME)}"
             )
         stage = BY_NAME[name]
-        if stage.needed and not (name == "quantize" and recipe.precisions == ("float32",)):
+        idle = {"quantize": recipe.precisions == ("float32",), "decode": not recipe.clients}
+        if stage.needed and not idle.get(name):
             raise InputError(f"the stage {name} cannot be skipped: {stage.needed}")
     try:
         pictures = bool(recipe.data or (recipe.calibration and recipe.calibration.pictures))
@@ -161,6 +164,7 @@ def _version() -> str:
 def _names(recipe: Recipe) -> list[str]:
     """All files that a build may put into its folder."""
     files = [f"{recipe.name}_{precision}.tflite" for precision in (*recipe.precisions, ORIGINAL)]
+    files += [client_file(file, client) for file in files for client in recipe.clients]
     return [*files, *REPORT_FILES, stages.SAMPLE]
 
 

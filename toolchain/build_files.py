@@ -15,6 +15,7 @@ from toolchain import cache, stages
 from toolchain.build_network import Network, model_files, seeds_of
 from toolchain.build_pictures import calibration
 from toolchain.cache import Result, Source
+from toolchain.decoded_file import client_file
 from toolchain.jobs import Jobs
 from toolchain.recipe import Recipe
 from toolchain.recipe_stages import COMPRESSING
@@ -48,6 +49,8 @@ def make_files(jobs: Jobs, recipe: Recipe, out: Path, skip: frozenset[str], netw
         entries.append(finish(file, _lineage(jobs, recipe, precision, network), graph, tflite, float32))
     for entry in entries:
         entry["verified_on_drawn_pictures"] = drawn
+        if recipe.clients:
+            entry["clients"] = [_for_client(jobs, out, entry, client) for client in recipe.clients]
         if "benchmark" not in skip:
             entry |= _benchmark(jobs, recipe, scenes, entry)
     return entries
@@ -82,6 +85,16 @@ def _finished(
     if file.precision == "int8":
         found["calibration"] = tflite.facts["calibration"]
     return found
+
+
+def _for_client(jobs: Jobs, out: Path, entry: Mapping[str, Any], client: str) -> dict[str, Any]:
+    """Makes of a packaged file one that another program opens; returns its entry of the report."""
+    name = client_file(entry["path"], client)
+    settings = {"file": name, "source": entry["path"], "client": client}
+    packaged = jobs.done[f"package {entry['of']}"]
+    result = jobs.run("decode", settings, {"packaged": packaged}, of=f"{client} {entry['of']}")
+    publish(result, name, out)
+    return {"path": name, "for": client, "bytes": result.facts["bytes"], "notes": result.facts["notes"]}
 
 
 def _benchmark(jobs: Jobs, recipe: Recipe, scenes: Result | None, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,14 +137,14 @@ def _pictures(
 def _lineage(jobs: Jobs, recipe: Recipe, precision: str, network: Network) -> dict[str, Any]:
     """Where a file came from: what shaped it, and nothing that did not, so that it keeps its bytes when a benchmark
     changes."""
-    others = {"benchmark", "verify", "precisions"}
+    others = {"benchmark", "verify", "precisions", "package"}
     if precision != "int8" and not {job.split()[0] for job in network.stages} & set(COMPRESSING):
         others.add("calibration")
     return _described(jobs, recipe, others, network.stages)
 
 
 def _lineage_of_original(jobs: Jobs, recipe: Recipe, network: Network) -> dict[str, Any]:
-    others = {"benchmark", "verify", "precisions", "calibration"}
+    others = {"benchmark", "verify", "precisions", "calibration", "package"}
     others |= set() if network.stages_of_original else {"stages", "data"}
     return _described(jobs, recipe, others, network.stages_of_original)
 

@@ -24,9 +24,11 @@ from deploy.errors import InputError
 from toolchain.carried import carried_recipes
 
 if TYPE_CHECKING:
+    from toolchain.decoded_file import Client
     from toolchain.jobs import Watch
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
+CLIENTS = ("mediapipe", "task-library")
 _BUILD_SIDE = ("tensorflow", "litert_quantizer", "pydantic", "yaml", "rich", "jinja2")
 #: A job that takes longer is named while it runs.
 _QUIET_SECONDS = 2.0
@@ -166,13 +168,18 @@ def build(
 @click.option(
     "--allow-lambda", is_flag=True, help="Run Python code inside a Keras file. Only for files that you trust."
 )
+@click.option(
+    "--for", "clients", type=click.Choice(CLIENTS), multiple=True,
+    help="Write a file for this program too, M_mediapipe.tflite or M_task-library.tflite. May be repeated.",
+)  # fmt: skip
 @click.option("-o", "--output", metavar="M.tflite", type=_FILE, required=True, help="The file to write.")
 @json_option("Write what was done here as JSON; - is standard output.")
 @version_option
 @debug_option
 def convert(
     model: Path, weights: Path | None, names: Path | None, head: Path | None, precision: str, calibration: Path | None,
-    resize: Literal["letterbox", "stretch"] | None, allow_lambda: bool, output: Path, json_file: str | None,
+    resize: Literal["letterbox", "stretch"] | None, allow_lambda: bool, clients: tuple[Client, ...], output: Path,
+    json_file: str | None,
 ) -> None:  # fmt: skip
     """Convert one trained detector to one verified .tflite, without a recipe.
 
@@ -182,6 +189,7 @@ def convert(
     Example:
       slimdet convert net.cfg net.weights --names voc.names --precision int8 --calibration photos -o net_int8.tflite
       slimdet convert net.keras --head net.yaml -o net.tflite
+      slimdet convert net.cfg net.weights --names voc.names --resize stretch --for mediapipe -o net.tflite
     """
     is_keras = model.suffix.lower() in (".keras", ".h5", ".hdf5")
     if precision == "int8" and calibration is None:
@@ -195,7 +203,8 @@ def convert(
 
     origin = Origin(model, weights, names, head, resize, allow_lambda)
     with _Display() as watch:
-        done = convert_file(origin, precision, output, calibration, started=watch.started)
+        chosen = tuple(dict.fromkeys(clients))
+        done = convert_file(origin, precision, output, calibration, clients=chosen, started=watch.started)
     if json_file is not None:
         write_json(json_file, done)
     if json_file != "-":

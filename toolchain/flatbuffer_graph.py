@@ -114,7 +114,7 @@ class FlatbufferGraph:
         return self._operation("DEQUANTIZE", [tensor], self.shape(tensor), version=2)
 
     def feed(self, value: int, body: int) -> None:
-        """Gives the float tensor to all that read the body's input until now; through QUANTIZE where that is integer."""
+        """Gives the float tensor to all that read the body's input until now, by QUANTIZE where that is integer."""
         if not self.is_float(body):
             self._add("QUANTIZE", [value], [body])
             return

@@ -1,7 +1,8 @@
 """Puts the .tflite and all that a device must know of it into the one file, after a last look at what was written.
 
 The contract is made of the graph (labels, input, head) and of the file's own tensors (names, shapes, dtypes, scales),
-so that nothing in it is a guess; deploy opens and checks the result before it gets its name.
+so that nothing in it is a guess; deploy opens and checks the result before it gets its name. Standard metadata tells
+other readers of the format what they can understand of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from deploy.detector import Detector
 from deploy.errors import ConversionError, InputError
 from toolchain.convert import PRECISIONS
 from toolchain.graph import Graph
+from toolchain.tflite_metadata import with_own_metadata
 
 #: Whose versions say what a file was made with.
 _MAKERS = ("slimdet", "tensorflow", "keras", "ai-edge-litert", "litert-quantizer", "numpy")
@@ -74,6 +76,7 @@ def package(
     """
     body = tflite.read_bytes()
     contract = contract_of(graph, body, precision, lineage=lineage, measured=measured)
+    body = with_own_metadata(body, contract)
     trial = destination.with_name(f".{destination.name}.{os.getpid()}.trial")
     try:
         write_atomically(trial, model_file.write(body, contract))

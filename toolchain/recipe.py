@@ -20,7 +20,7 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from deploy.errors import InputError
 from toolchain.carried import built_in_networks, carried_recipes
@@ -32,6 +32,7 @@ from toolchain.recipe_stages import GraphStage
 from toolchain.recipe_yaml import Places, read_yaml
 
 Precision = Literal["float32", "float16", "dynamic", "int8"]
+Client = Literal["mediapipe", "task-library"]
 
 
 class Yolov4(Settings):
@@ -133,6 +134,21 @@ class Benchmark(Settings):
     """Least time of the timed runs together."""
 
 
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+class Package(Settings):
+    """Beside each file, ones that other people's programs open: with decoding and suppression inside."""
+
+    clients: Annotated[
+        tuple[Client, ...],
+        BeforeValidator(_as_tuple, json_schema_input_type=Client | tuple[Client, ...]),
+        Field(min_length=1, alias="for"),
+    ]
+    """mediapipe: MediaPipe Tasks' ObjectDetector; task-library: TensorFlow Lite's Task Library; or a list of them."""
+
+
 class Recipe(Settings):
     """What to build of which model."""
 
@@ -148,6 +164,12 @@ class Recipe(Settings):
     calibration: Calibration | None = None
     verify: Verify = Verify()
     benchmark: Benchmark = Benchmark()
+    package: Package | None = None
+
+    @property
+    def clients(self) -> tuple[Client, ...]:
+        """Whose programs get files of their own."""
+        return self.package.clients if self.package else ()
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
@@ -155,6 +177,18 @@ class Recipe(Settings):
             raise Impossible(
                 ("precisions",),
                 f"each precision is listed once, but precisions is {list(self.precisions)}; remove the repeated one",
+            )
+        if len(set(self.clients)) < len(self.clients):
+            raise Impossible(
+                ("package", "for"),
+                f"each program is listed once, but for is {list(self.clients)}; remove the repeated one",
+            )
+        if self.clients and self.input.resize != "stretch":
+            raise Impossible(
+                ("package",),
+                f"{' and '.join(self.clients)} stretch pictures to the network's size, and never put them between grey "
+                "bars; add `input: {resize: stretch}`, which a network that was trained with bars pays for, or leave "
+                "package out",
             )
         pictures = self.calibration.pictures if self.calibration else None
         if "int8" in self.precisions and not (pictures or self.data):
@@ -271,7 +305,7 @@ def _keys_at(place: tuple[str | int, ...]) -> list[str]:
     for part in place:
         if isinstance(part, str):
             model = _model_in(model.model_fields[part].annotation)
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _model_in(annotation: Any) -> type[BaseModel]:

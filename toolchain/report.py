@@ -93,6 +93,7 @@ def sentences(content: Content) -> list[str]:
     found += [verification_sentence(file) for file in content["files"] if file["verification"]]
     found += [calibration_sentence(file) for file in content["files"] if file.get("calibration")]
     found += [_accuracy(file) for file in content["files"][:1]]
+    found += [text for file in content["files"] for text in client_sentences(file)]
     for file in content["files"]:
         found += [f"{file['path']}: {text}." for text in file.get("latency", {}).get("warnings", [])]
     for stage in content["skipped"]:
@@ -149,6 +150,13 @@ def calibration_sentence(file: Content) -> str:
     used, skipped = file["calibration"]["used"], file["calibration"]["skipped"]
     tail = f"; {len(skipped)} could not be read, the first {skipped[0]}" if skipped else ""
     return f"int8 was calibrated on {used} pictures{tail}."
+
+
+def client_sentences(file: Content) -> list[str]:
+    """What was made of a file for other people's programs."""
+    return [
+        f"{made['path']}, {made['bytes'] / 1e6:.2f} MB: {'; '.join(made['notes'])}." for made in file.get("clients", ())
+    ]
 
 
 def _slack(output: Content) -> float:

@@ -283,6 +283,16 @@ def package(work: Work) -> Facts:
     return {"bytes": destination.stat().st_size}
 
 
+def decode(work: Work) -> Facts:
+    """Makes of a packaged file one that another program opens. Settings: file, source, client. Inputs: packaged."""
+    from toolchain.decoded_file import write_decoded
+
+    settings = work.settings
+    destination = work.out / settings["file"]
+    notes = write_decoded(work.file("packaged", settings["source"]), settings["client"], destination)
+    return {"bytes": destination.stat().st_size, "notes": list(notes)}
+
+
 def benchmark(work: Work) -> Facts:
     """Measures a packaged file. Settings: the recipe's Benchmark and file. Inputs: model and, where there is data,
     data or scenes."""

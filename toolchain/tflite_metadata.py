@@ -2,9 +2,9 @@
 
 It is a flatbuffer of its own (identifier M001) in a buffer of the model that the entry TFLITE_METADATA names; the files
 that it speaks of stand in the zip archive behind the model. TensorFlow Lite's Task Library, MediaPipe Tasks, Android
-Studio and Netron read it. Schema: metadata_schema.fbs 1.5.0 of MediaPipe (mediapipe/tasks/metadata), whose tables begin
-as those of TensorFlow Lite Support do. No installed package has classes for it, so its tables are written here by their
-fields' places in that schema; a field that is left out has its default.
+Studio and Netron read it. No installed package has classes for its schema (tensorflow/tflite-support,
+tensorflow_lite_support/metadata/metadata_schema.fbs), so its tables are written here by their fields' places in that; a
+field that is left out has its default.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ LABEL_FILE = "labels.txt"
 
 _ENTRY = b"TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-#: The parser that knows every field written here: custom_metadata came with 1.5.0, all others with 1.0.0.
-_FIRST_PARSER, _CUSTOM_PARSER = "1.0.0", "1.5.0"
+#: The oldest version of the schema that has every field written here.
+_PARSER = "1.0.0"
 #: Values of the schema's enumerations and unions. BGR has none: its colour space is said to be unknown.
 _COLOR_SPACES = {"RGB": 1, "BGR": 0}
 _IMAGE, _BOXES = 2, 3
@@ -56,12 +56,10 @@ def with_metadata(
     description: str,
     input: Input,
     outputs: Mapping[str, Output],
-    custom: Mapping[str, bytes] | None = None,
 ) -> bytes:
     """The flatbuffer with standard metadata in it, in place of an earlier one; the same input gives the same bytes.
 
-    outputs: by name in the file's signature, every one that the file has. custom: flatbuffers of a reader's own, by the
-    name that it looks for.
+    outputs: by name in the file's signature, every one that the file has.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -74,7 +72,7 @@ def with_metadata(
     for entry in model.metadata or []:
         if entry.name == _ENTRY:
             model.buffers[entry.buffer].data = None
-    content = np.frombuffer(_model_metadata(name, description, input, ordered, custom or {}), np.uint8)
+    content = np.frombuffer(_model_metadata(name, description, input, ordered), np.uint8)
     model.buffers.append(schema.BufferT(data=content))
     model.metadata = [*kept, schema.MetadataT(name=_ENTRY.decode(), buffer=len(model.buffers) - 1)]
     return packed(model)
@@ -102,27 +100,11 @@ def with_own_metadata(tflite: bytes, contract: Contract) -> bytes:
 _RAW = {"xy": "centre x, y", "wh": "width, height", "objectness": "objectness", "classes": "the classes in turn"}
 
 
-def detector_options(boxes: int, classes: int) -> bytes:
-    """MediaPipe's ObjectDetectorOptions (object_detector_metadata_schema.fbs, identifier V001) for outputs that are
-    decoded already: (yc, xc, h, w) of so many boxes in 0..1, and scores of so many classes.
-
-    Its reader computes yc = y * anchor height + anchor y, and so on: every anchor is (0, 0, 1, 1), the identity.
-    """
-    one = np.float32(1)
-    anchor = {2: one, 3: one}
-    values, scales = {0: np.int32(classes), 1: np.int32(boxes), 2: np.int32(4)}, {6: one, 7: one, 8: one, 9: one}
-    # The last two, exponential sizes and sigmoid scores, are off where they are left out.
-    return _flatbuffer({0: _FIRST_PARSER, 1: {0: {0: [anchor] * boxes}}, 2: {**values, 5: np.int32(2), **scales}}, b"V001")
-
-
-def _model_metadata(
-    name: str, description: str, input: Input, outputs: Sequence[Output], custom: Mapping[str, bytes]
-) -> bytes:
-    subgraph: dict[int, Any] = {2: [_input(input)], 3: [_output(output) for output in outputs]}
-    if custom:
-        subgraph[9] = [{0: key, 1: content} for key, content in custom.items()]
-    parser = _CUSTOM_PARSER if custom else _FIRST_PARSER
-    return _flatbuffer({0: name, 1: description, 3: [subgraph], 7: parser}, _IDENTIFIER)
+def _model_metadata(name: str, description: str, input: Input, outputs: Sequence[Output]) -> bytes:
+    subgraph = {2: [_input(input)], 3: [_output(output) for output in outputs]}
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(_written(builder, {0: name, 1: description, 3: [subgraph], 7: _PARSER}), _IDENTIFIER)
+    return bytes(builder.Output())
 
 
 def _input(input: Input) -> dict[int, Any]:
@@ -161,32 +143,18 @@ _PREPEND = {
 }
 
 
-def _flatbuffer(root: Mapping[int, Any], identifier: bytes) -> bytes:
-    """A flatbuffer of tables. A table is a mapping from a field's place to its value: a number of numpy's, whose type is
-    the field's; a text; bytes; an array, which is a vector of numbers; a table; or a list of tables."""
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(_written(builder, root), identifier)
-    return bytes(builder.Output())
-
-
 def _written(builder: flatbuffers.Builder, value: Any) -> int:
-    """Writes a value that is no number; returns its offset."""
+    """Writes a text, a vector of numbers (an array), a vector of tables (a list), or a table: a mapping from a field's
+    place to its value, where a number is one of numpy's, whose type is the field's. Returns its offset."""
     if isinstance(value, str):
         return builder.CreateString(value)
-    if isinstance(value, bytes):
-        # The schema wants a flatbuffer inside another aligned to 16.
-        builder.Prep(16, len(value))
-        return builder.CreateByteVector(value)
     if isinstance(value, np.ndarray):
         return builder.CreateNumpyVector(value)
     if isinstance(value, list):
-        # A table that stands in the list many times is written once.
-        offsets = {id(item): 0 for item in value}
-        for item in value:
-            offsets[id(item)] = offsets[id(item)] or _written(builder, item)
+        offsets = [_written(builder, item) for item in value]
         builder.StartVector(4, len(value), 4)
-        for item in reversed(value):
-            builder.PrependUOffsetTRelative(offsets[id(item)])
+        for offset in reversed(offsets):
+            builder.PrependUOffsetTRelative(offset)
         return builder.EndVector()
     parts = {place: part if isinstance(part, np.generic) else _written(builder, part) for place, part in value.items()}
     builder.StartObject(max(parts) + 1)
