@@ -141,6 +141,12 @@ def package(work: Work) -> Facts:
     return {"bytes": len(text)}
 
 
+def decode(work: Work) -> Facts:
+    text = work.settings["client"] + work.file("packaged", work.settings["source"]).read_text()
+    _write(work, "decode", work.settings["file"], text)
+    return {"bytes": len(text), "notes": [f"for {work.settings['client']}"]}
+
+
 def benchmark(work: Work) -> Facts:
     _write(work, "benchmark", "measured", "")
     is_int8 = "int8" in work.settings["file"]
@@ -158,7 +164,7 @@ FAKES = {
     function.__name__: function
     for function in (
         load, scenes, train, finetune, batch_norm, tucker, prune, pictures, convert, quantize, verify, package,
-        benchmark,
+        decode, benchmark,
     )
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from deploy.errors import ContractError, ConversionError, InputError
 from toolchain import package as module
 from toolchain.convert import PRECISIONS
 from toolchain.package import contract_of, package
+from toolchain.tflite_metadata import with_own_metadata
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -30,7 +31,7 @@ def test_a_packaged_file_detects(tmp_path: Path, precision: str) -> None:
     found = detector.detect(np.full((50, 70, 3), 90, np.uint8))
     assert len(found.boxes) > 0
     body, _ = model_file.read(destination)
-    assert body == (converted() / f"{precision}.tflite").read_bytes()
+    assert body == with_own_metadata((converted() / f"{precision}.tflite").read_bytes(), contract)
 
 
 def test_lineage_says_what_made_it(tmp_path: Path) -> None:

@@ -83,6 +83,13 @@ def test_sentences_say_what_was_measured_and_how() -> None:
     assert "int8 was calibrated on 63 pictures; 1 could not be read, the first a.jpg: damaged." in found
 
 
+def test_files_for_other_programs_are_told_with_size_and_notes() -> None:
+    value = content()
+    made = {"path": "net_int8_mediapipe.tflite", "for": "mediapipe", "bytes": 44_300_000, "notes": ["one", "two"]}
+    value["files"][1]["clients"] = [made]
+    assert "net_int8_mediapipe.tflite, 44.30 MB: one; two." in sentences(value)
+
+
 def test_the_output_nearest_its_bound_is_named() -> None:
     float32, int8 = content()["files"]
     # Epsilons are the worse the more, decibels the worse the fewer.
