@@ -17,9 +17,10 @@ from deploy.errors import InputError
 
 
 def test_partners_are_of_one_class_and_overlap_by_half() -> None:
-    own = [(0.0, 0.0, 10.0, 10.0, 0.9, "cat"), (20.0, 0.0, 30.0, 10.0, 0.8, "cat"), (50.0, 0.0, 60.0, 10.0, 0.7, "dog")]
-    other = [(0.0, 0.0, 10.0, 8.0, 0.85, "cat"), (26.0, 0.0, 36.0, 10.0, 0.8, "cat"), (50.0, 0.0, 60.0, 10.0, 0.7, "cat")]
-    found = compare(own, other)  # type: ignore[arg-type]
+    own = [(0.0, 0.0, 10.0, 10.0, 0.9, "cat"), (20.0, 0.0, 30.0, 10.0, 0.8, "cat"), (50.0, 0.0, 60.0, 9.0, 0.7, "dog")]
+    other = [(0.0, 0.0, 10.0, 8.0, 0.85, "cat"), (26.0, 0.0, 36.0, 10.0, 0.8, "cat")]
+    other.append((50.0, 0.0, 60.0, 9.0, 0.7, "cat"))
+    found = compare(own, other)
     # 8 of 10 rows; then 4 of 16 columns; then the wrong class.
     assert found["pairs"] == [(pytest.approx(8 / 10), pytest.approx(0.05))]
     assert (found["slimdet_alone"], found["mediapipe_alone"]) == (2, 2)
@@ -73,8 +74,8 @@ def test_files_are_compared_on_pictures(tmp_path: Path, resized: bool) -> None:
     assert len(found) == 8 * 2
     rows = [[*box, 0.9, "red"] for box in whole_pixels(found.boxes).tolist()][:-1]
     told = json.dumps({"mediapipe": "9", "pictures": [rows]})
-    fake = script(tmp_path / "python", f"print('chatter')\nprint({told!r})\nopen({str(tmp_path / 'seen')!r}, 'w').write("
-                  "' '.join(sys.argv[1:]) + sys.stdin.read())")  # fmt: skip
+    note = f"open({str(tmp_path / 'seen')!r}, 'w').write(' '.join(sys.argv[1:]) + sys.stdin.read())"
+    fake = script(tmp_path / "python", f"print('chatter')\nprint({told!r})\n{note}")
     result = agreement(own, tmp_path / "client.tflite", [picture], fake, resized=resized)
     assert (result["pairs"], result["slimdet_alone"], result["mediapipe_alone"]) == (15, 1, 0)
     assert result["least_iou"] == 1.0 and result["mediapipe"] == "9"
