@@ -9,8 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import tiny_tflite
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.schema_py_generated import BuiltinOperator, TensorType
 from flatbuffers import number_types
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_tflite_metadata import metadata, root
 from toy_network import SIDE, converted, toy_graph
 from voc_folder import COLORS, add_picture, xml
@@ -18,9 +21,11 @@ from voc_folder import COLORS, add_picture, xml
 from benchmarks.accuracy import measure_accuracy
 from deploy import model_file
 from deploy.contract import Contract, PostprocessHead, YoloHead
+from deploy.decode import decode
 from deploy.detections import Detections
 from deploy.detector import Detector
 from deploy.errors import ContractError, ConversionError, InputError
+from deploy.interpreter import Model
 from toolchain import decoded_file
 from toolchain.convert import PRECISIONS
 from toolchain.decoded_file import CONF, IOU, LIMIT, client_file, decoded, write_decoded
@@ -32,8 +37,8 @@ def own(precision: str = "float32", **input: object) -> tuple[bytes, Contract]:
     """The toy network's file, whose pictures are stretched."""
     body = (converted() / f"{precision}.tflite").read_bytes()
     contract = contract_of(toy_graph(), body, precision)
-    settings = {"resize": "stretch", **input}
-    return body, dataclasses.replace(contract, input=dataclasses.replace(contract.input, **settings))
+    changed = dataclasses.replace(contract.input, **{"resize": "stretch", **input})  # type: ignore[arg-type]
+    return body, dataclasses.replace(contract, input=changed)
 
 
 def with_head(contract: Contract, box: str, classes: str, scale_x_y: float) -> Contract:
@@ -108,6 +113,49 @@ def test_other_colours_and_channels_are_put_right_inside(
     if precision == "int8":
         # Integers enter the body either way; a float's last bit would grow from layer to layer.
         assert_same(detections(content, tmp_path), detections(model_file.write(body, contract), tmp_path))
+
+
+def logits_are_the_picture() -> tuple[bytes, Contract]:
+    """A body that hands the values of its input on as raw outputs, one after the other."""
+    _, contract = tiny_tflite.yolo(resize="stretch")
+    builder = tiny_tflite.Builder()
+    image = builder.tensor("image", (1, tiny_tflite.HEIGHT, tiny_tflite.WIDTH, 3))
+    count = tiny_tflite.HEIGHT * tiny_tflite.WIDTH * 3
+
+    def reshaped(source: int, name: str, shape: tuple[int, ...]) -> int:
+        made = builder.tensor(name, shape)
+        sides = builder.tensor(f"{name} sides", (len(shape),), "int32", data=shape)
+        builder.operation("RESHAPE", [source, sides], [made], schema.ReshapeOptionsT(newShape=list(shape)))
+        return made
+
+    row, place, outputs = reshaped(image, "row", (1, count)), 0, {}
+    for tensor in contract.tensors[1:]:
+        size = int(np.prod(tensor.shape))
+        begin = builder.tensor(f"{tensor.name} begin", (2,), "int32", data=(0, place))
+        length = builder.tensor(f"{tensor.name} size", (2,), "int32", data=(1, size))
+        part = builder.tensor(f"{tensor.name} part", (1, size))
+        builder.operation("SLICE", [row, begin, length], [part], schema.SliceOptionsT())
+        outputs[tensor.name] = reshaped(part, tensor.name, tensor.shape)
+        place += size
+    return builder.finish({"image": image}, outputs), contract
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    spread=st.sampled_from([0.1, 3.0, 30.0, 1000.0]),
+    kinds=st.sampled_from([("exp", "sigmoid", 1.0), ("scaled", "softmax", 1.2), ("exp", "softmax", 1.05)]),
+)
+def test_any_logits_are_decoded_as_deploy_does(seed: int, spread: float, kinds: tuple[str, str, float]) -> None:
+    body, contract = logits_are_the_picture()
+    contract = with_head(contract, *kinds)
+    assert isinstance(contract.head, YoloHead)
+    joined = decoded_file._joined(body, contract, contract.head, contract.input)
+    shape = contract.tensors[0].shape
+    picture = np.random.default_rng(seed).normal(0, spread, shape).astype(np.float32)
+    expected = decode(Model(body).run({"image": picture}), contract, 0.0)
+    found = Model(joined).run({"image": picture})
+    assert decoded_file._off(found["boxes"][0], found["scores"][0], expected, contract.input) <= 1
 
 
 def test_one_mean_for_all_channels_stays_what_it_was() -> None:

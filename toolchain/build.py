@@ -1,8 +1,8 @@
 """A build: the stages of a recipe one after the other, each kept in the cache, and what they made put into the output
 folder.
 
-    load ─▶ [tucker, prune, train …] ─▶ convert ─▶ quantize ─▶ verify ─▶ package ─▶ benchmark ─▶ report
-    graph   graph                       .tflite    .tflite     evidence  the file   p50, mAP     json, md, html
+    load ─▶ [tucker, prune, train …] ─▶ convert ─▶ quantize ─▶ verify ─▶ package ─▶ [decode] ─▶ benchmark ─▶ report
+    graph   graph                       .tflite    .tflite     evidence  the file   others'     p50, mAP     md, html
     build_network.py                    build_files.py
 
 Where a stage compresses the network, what it was before the first such stage, the original, becomes a float32 file too

@@ -30,6 +30,7 @@ from deploy import interpreter, model_file
 from deploy.command_line import write_atomically
 from deploy.contract import Contract, Input, PostprocessHead, Scale, Tensor, YoloHead
 from deploy.decode import decode
+from deploy.detections import Detections
 from deploy.detector import Detector
 from deploy.errors import ConversionError, InputError
 from deploy.preprocess import Preprocessor
@@ -251,20 +252,30 @@ def _check(body: bytes, joined: bytes, contract: Contract) -> None:
     outputs = own.run({contract.input.name: _as_fed(values, contract.input, own.inputs[0])})
     expected = decode(outputs, contract, 0.0)
     found = new.run({outside.name: values})
-    boxes, scores = found["boxes"][0], found["scores"][0]
-    half = np.exp(boxes[:, 2:]) / 2
-    corners = np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)[:, [1, 0, 3, 2]]
-    sides = np.array([contract.input.width, contract.input.height] * 2, np.float32)
-    # deploy has a detection for each class of a box, in the order of boxes, then classes.
-    wanted, shape = expected.boxes.reshape(len(boxes), -1, 4)[:, 0] / sides, (len(boxes), len(contract.labels))
-    allowed = _STEPS * 2.0**-23 * (1 + 2 * half[:, [1, 0, 1, 0]])
-    off = [np.abs(corners - wanted) / allowed, np.abs(scores - expected.scores.reshape(shape)) / (_STEPS * 2.0**-23)]
-    wrong = float(np.max([part.max() for part in off]))
+    wrong = _off(found["boxes"][0], found["scores"][0], expected, contract.input)
     if not wrong <= 1:
         raise ConversionError(
             f"a decoded file gives deploy's boxes and scores, at most {_STEPS} float roundings off, but this one is "
             f"{wrong * _STEPS:.3g} of them off; deploy slimdet's own file, and report this network"
         )
+
+
+def _off(boxes: np.ndarray, scores: np.ndarray, expected: Detections, input: Input) -> float:
+    """Greatest error of a corner or score over what _STEPS roundings allow; NaN where one is none.
+
+    boxes: (N, 4) yc, xc, ln h, ln w; scores: (N, C); expected: deploy's, one for each class of a box, in the order of
+    boxes, then classes.
+    """
+    half = np.exp(boxes[:, 2:]) / 2
+    corners = np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)[:, [1, 0, 3, 2]]
+    sides = np.array([input.width, input.height] * 2, np.float32)
+    wanted = expected.boxes.reshape(len(boxes), -1, 4)[:, 0] / sides
+    step = _STEPS * 2.0**-23
+    errors = [
+        np.abs(corners - wanted) / (step * (1 + 2 * half[:, [1, 0, 1, 0]])),
+        np.abs(scores - expected.scores.reshape(scores.shape)) / step,
+    ]
+    return float(np.max([each.max() for each in errors]))
 
 
 def _as_fed(values: np.ndarray, input: Input, tensor: Tensor) -> np.ndarray:

@@ -10,6 +10,7 @@ its own folder; those of a recipe that the package carries, to the current one.
     precisions: [float32, int8]
     calibration: {pictures: calibration200/JPEGImages, count: 64}
     benchmark: {data: test991, split: test, protocol: darknet}
+    package: {for: mediapipe}
 """
 
 from __future__ import annotations
