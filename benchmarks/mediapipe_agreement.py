@@ -9,8 +9,7 @@ differs in the first comparison and not in the second comes of how MediaPipe res
 
 A detection's partner is one of the same class whose box overlaps by half at least, best first. A detection that is less
 than 0.02 above the least score needs none: the other side may have it just below. MediaPipe cuts x, y, width and height
-to whole pixels and does not clip: slimdet's boxes are cut likewise before they are compared, then all are clipped to
-the picture.
+to whole pixels: slimdet's boxes are cut likewise before they are compared.
 """
 
 from __future__ import annotations
@@ -51,8 +50,7 @@ def slimdet_detections(own: Path, pictures: list[Path], *, resized: bool) -> lis
         if resized:
             pixels = cv2.resize(pixels, (size.width, size.height), interpolation=cv2.INTER_LINEAR)
             pixels = pixels.repeat(REPEATED, axis=0).repeat(REPEATED, axis=1)
-        tensor, placement = detector.preprocess(pixels)
-        each = detector.postprocess(detector.invoke(tensor), placement, clip=False)
+        each = detector.detect(pixels)
         rows = np.column_stack([whole_pixels(each.boxes), each.scores]).tolist()
         found.append([(*row, labels[class_id]) for row, class_id in zip(rows, each.class_ids)])
     return found
@@ -77,20 +75,14 @@ def mediapipe_detections(python: Path, client: Path, pictures: list[Path], resiz
     return [[tuple(row) for row in rows] for rows in told["pictures"]], told["mediapipe"]
 
 
-def clipped(found: Found, width: int, height: int) -> Found:
-    """The boxes' parts inside the picture; without those that have none."""
-    most = np.array([width, height, width, height])
-    moved = [(*np.clip(row[:4], 0, most).tolist(), row[4], row[5]) for row in found]
-    return [row for row in moved if row[2] > row[0] and row[3] > row[1]]
-
-
 def overlap(one: tuple[Any, ...], other: tuple[Any, ...]) -> float:
-    """Intersection over union of two boxes x1, y1, x2, y2 with an area."""
+    """Intersection over union of two boxes x1, y1, x2, y2; 0 where neither has an area."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     inside = max(width, 0.0) * max(height, 0.0)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return float(inside / (sum(areas) - inside))
+    union = sum(areas) - inside
+    return float(inside / union) if union > 0 else 0.0
 
 
 def compare(own: Found, other: Found) -> dict[str, Any]:
@@ -116,11 +108,8 @@ def agreement(own: Path, client: Path, pictures: list[Path], python: Path, *, re
     size = Detector(own).contract.input
     resize = f"{size.width}x{size.height}x{REPEATED}" if resized else "0"
     theirs, version = mediapipe_detections(python, client, pictures, resize)
-    rows = []
-    for path, mine, other in zip(pictures, slimdet_detections(own, pictures, resized=resized), theirs, strict=True):
-        enlarged = (size.height * REPEATED, size.width * REPEATED)
-        height, width = enlarged if resized else read_picture(path).shape[:2]
-        rows.append({"picture": path.name, **compare(clipped(mine, width, height), clipped(other, width, height))})
+    mine = slimdet_detections(own, pictures, resized=resized)
+    rows = [{"picture": path.name, **compare(*both)} for path, *both in zip(pictures, mine, theirs, strict=True)]
     pairs = [pair for row in rows for pair in row["pairs"]]
     overlaps, scores = ([pair[place] for pair in pairs] for place in (0, 1))
     return {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_tflite
 
-from benchmarks.mediapipe_agreement import CONF, MARGIN, agreement, as_markdown, clipped, compare, whole_pixels
+from benchmarks.mediapipe_agreement import CONF, MARGIN, agreement, as_markdown, compare, overlap, whole_pixels
 from deploy import model_file
 from deploy.detector import Detector
 from deploy.errors import InputError
@@ -42,13 +42,11 @@ def test_who_is_at_the_least_score_needs_no_partner() -> None:
     assert compare([], [(*box, above, "cat")])["mediapipe_alone"] == 1
 
 
-def test_boxes_are_cut_to_whole_pixels_and_to_the_picture() -> None:
-    boxes = np.array([[-1.5, 2.9, 8.4, 9.8]], np.float32)
-    # Width 9.9 and height 6.9.
-    assert whole_pixels(boxes).tolist() == [[-1.0, 2.0, -1.0 + 9, 2.0 + 6]]
-    assert clipped([(-1.0, 2.0, 8.0, 8.0, 0.5, "a"), (9.0, 0.0, 12.0, 3.0, 0.5, "b")], 7, 9) == [
-        (0.0, 2.0, 7.0, 8.0, 0.5, "a")
-    ]
+def test_boxes_are_cut_to_whole_pixels() -> None:
+    boxes = np.array([[1.5, 2.9, 8.4, 9.8]], np.float32)
+    # Width and height 6.9.
+    assert whole_pixels(boxes).tolist() == [[1.0, 2.0, 1.0 + 6, 2.0 + 6]]
+    assert overlap((1, 1, 1, 1), (1, 1, 1, 1)) == 0.0
 
 
 def script(path: Path, text: str) -> Path:
@@ -68,9 +66,7 @@ def test_files_are_compared_on_pictures(tmp_path: Path, resized: bool) -> None:
     picture = tmp_path / "a.png"
     cv2.imwrite(str(picture), pixels)
     shown = pixels.repeat(4, axis=0).repeat(4, axis=1) if resized else pixels
-    detector = Detector(own)
-    tensor, placement = detector.preprocess(shown)
-    found = detector.postprocess(detector.invoke(tensor), placement, clip=False)
+    found = Detector(own).detect(shown)
     assert len(found) == 8 * 2
     rows = [[*box, 0.9, "red"] for box in whole_pixels(found.boxes).tolist()][:-1]
     told = json.dumps({"mediapipe": "9", "pictures": [rows]})

@@ -3,9 +3,10 @@
 The verified body stays as it is, whatever its precision: floats go in and come out by a QUANTIZE in front of its input
 and a DEQUANTIZE behind each output where these are integers. The decoding follows in float, built here operation by
 operation: no tensor has more than four dimensions or 64-bit numbers, so XNNPACK takes all of it.
-TFLite_Detection_PostProcess ends it, the one operation that is not built in; TensorFlow Lite's Task Library and
+TFLite_Detection_PostProcess follows, the one operation that is not built in; TensorFlow Lite's Task Library and
 MediaPipe Tasks both bring it. It gives boxes (1, LIMIT, 4) as ymin, xmin, ymax, xmax in 0..1, classes, scores and their
-count, suppressed in each class by itself, as deploy.nms does it. The equations stand at deploy.contract.YoloHead.
+count, suppressed in each class by itself, as deploy.nms does it. At last the boxes are clipped to the picture. The
+equations stand at deploy.contract.YoloHead.
 
 MediaPipe would take boxes and scores without that operation too and suppress by itself, but all classes together and
 whatever overlaps by more than 0.3, neither of which its interface lets one change: on 50 pictures of VOC2007 it then
@@ -222,7 +223,8 @@ def _stacked(graph: FlatbufferGraph, parts: list[int]) -> int:
 
 def _with_postprocess(joined: bytes, boxes: int, classes: int) -> bytes:
     """The joined file with TFLite_Detection_PostProcess at its end (tensorflow/lite/kernels/detection_postprocess.cc).
-    Its anchors are (0, 0, 1, 1): decoded already."""
+    Its anchors are (0, 0, 1, 1): decoded already. The boxes are clipped to the picture behind it: MediaPipe
+    would move a box that begins outside to the picture's edge, and keep its size."""
     from flatbuffers import flexbuffers
 
     options: dict[str, object] = dict.fromkeys(("x_scale", "y_scale", "w_scale", "h_scale"), 1.0)
@@ -234,7 +236,9 @@ def _with_postprocess(joined: bytes, boxes: int, classes: int) -> bytes:
     made = {name: graph.tensor(name, shape) for name, shape in shapes.items()}
     inputs = [graph.outputs["boxes"], graph.outputs["scores"], anchors]
     graph.custom("TFLite_Detection_PostProcess", inputs, list(made.values()), bytes(flexbuffers.Dumps(options)))
-    graph.outputs = made
+    corners = graph.binary("MAXIMUM", made["boxes"], graph.constant("first", np.array([0], np.float32)))
+    corners = graph.binary("MINIMUM", corners, graph.constant("last", np.array([1], np.float32)))
+    graph.outputs = made | {"boxes": corners}
     return graph.content()
 
 

@@ -15,7 +15,7 @@ from deploy.errors import ConversionError
 
 #: An element-wise operation without options of its own, by arity.
 _UNARY = ("LOGISTIC", "EXP", "LOG", "SOFTMAX")
-_BINARY = ("ADD", "SUB", "MUL", "DIV", "MINIMUM")
+_BINARY = ("ADD", "SUB", "MUL", "DIV", "MINIMUM", "MAXIMUM")
 
 
 def unpacked(content: bytes) -> Any:
@@ -130,10 +130,10 @@ class FlatbufferGraph:
         )
 
     def binary(self, operation: str, one: int, other: int) -> int:
-        """ADD, SUB, MUL, DIV or MINIMUM; the shapes broadcast."""
+        """ADD, SUB, MUL, DIV, MINIMUM or MAXIMUM; the shapes broadcast."""
         assert operation in _BINARY
         shape = np.broadcast_shapes(self.shape(one), self.shape(other))
-        name = "MaximumMinimum" if operation == "MINIMUM" else operation.capitalize()
+        name = "MaximumMinimum" if operation in ("MINIMUM", "MAXIMUM") else operation.capitalize()
         kind = getattr(self._schema.BuiltinOptions, f"{name}Options")
         options = getattr(self._schema, f"{name}OptionsT")()
         return self._operation(operation, [one, other], shape, options=(kind, options))
