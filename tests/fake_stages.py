@@ -127,7 +127,8 @@ def quantize(work: Work) -> Facts:
     calibrated = " ".join(path.read_text() for path in work.paths("pictures"))
     content = f"{work.settings['precision']} {work.file('float32', stages.TFLITE).read_text()} {calibrated}"
     _write(work, "quantize", stages.TFLITE, content)
-    return {"notes": [], "calibration": {"used": len(work.paths("pictures")), "skipped": []}}
+    calibration = {"used": len(work.paths("pictures")), "skipped": [], "rule": "mean", "scaled_convolutions": 0}
+    return {"notes": [], "calibration": calibration}
 
 
 def verify(work: Work) -> Facts:
@@ -151,6 +152,12 @@ def compare(work: Work) -> Facts:
             "not_compared": []}  # fmt: skip
 
 
+def decode(work: Work) -> Facts:
+    text = work.settings["client"] + work.file("packaged", work.settings["source"]).read_text()
+    _write(work, "decode", work.settings["file"], text)
+    return {"bytes": len(text), "notes": [f"for {work.settings['client']}"]}
+
+
 def benchmark(work: Work) -> Facts:
     _write(work, "benchmark", "measured", "")
     is_int8 = "int8" in work.settings["file"]
@@ -168,7 +175,7 @@ FAKES = {
     function.__name__: function
     for function in (
         load, scenes, train, finetune, batch_norm, tucker, prune, pictures, convert, quantize, verify, package,
-        compare, benchmark,
+        compare, decode, benchmark,
     )
 }  # fmt: skip
 

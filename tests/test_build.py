@@ -387,6 +387,49 @@ def test_never_overwrites_what_it_reads(place: Path) -> None:
     assert (place / "out" / "net_int8.tflite").read_text() == "weights under a strange name"
 
 
+def test_files_for_other_programs_are_made_of_every_file(place: Path) -> None:
+    before = run(place)
+    own = outputs(place)
+    runs()
+    edit(place, "name: net\n", "name: net\ninput: {resize: letterbox}\npackage: {for: mediapipe}\n")
+    with pytest.raises(InputError, match="mediapipe stretch pictures.*add `input: {resize: stretch}`"):
+        run(place)
+    edit(place, "resize: letterbox", "resize: stretch")
+    report = run(place)
+    assert runs().count("decode") == 2
+    assert {"net_float32_mediapipe.tflite", "net_int8_mediapipe.tflite"} <= outputs(place).keys()
+    for file in report["files"]:
+        (made,) = file["clients"]
+        path = place / "out" / made["path"]
+        assert (made["for"], made["bytes"]) == ("mediapipe", path.stat().st_size)
+        assert path.read_text() == "mediapipe" + (place / "out" / file["path"]).read_text()
+        assert made["path"] in (place / "out" / "report.md").read_text()
+    assert not any("clients" in file for file in before["files"])
+
+    # Another program's file alone is made anew, and nothing that was there before.
+    edit(place, "for: mediapipe", "for: [mediapipe, task-library]")
+    run(place)
+    assert runs() == ["decode"] * 2
+    edit(place, "package: {for: [mediapipe, task-library]}\n", "")
+    run(place)
+    edit(place, "input: {resize: stretch}\n", "")
+    run(place)
+    assert {name: outputs(place)[name] for name in own if name.endswith("tflite")} == {
+        name: content for name, content in own.items() if name.endswith("tflite")
+    }
+
+
+def test_files_for_other_programs_are_skipped_by_the_recipe_alone(place: Path) -> None:
+    run(place, "decode")
+    edit(place, "name: net\n", "name: net\ninput: {resize: stretch}\npackage: {for: task-library}\n")
+    with pytest.raises(InputError, match="take it out of there instead"):
+        run(place, "decode")
+    (place / "out" / "net_int8_task-library.tflite").write_text("weights under a strange name")
+    edit(place, "net.weights", "out/net_int8_task-library.tflite")
+    with pytest.raises(InputError, match="never overwrites what it reads"):
+        run(place)
+
+
 def test_pictures_come_from_a_folder(place: Path) -> None:
     edit(place, "pictures: photos", "pictures: photos/1.jpg")
     with pytest.raises(InputError, match="pictures come from a folder, but .*1.jpg is a picture"):

@@ -21,6 +21,9 @@ _ROOT = Path(__file__).parents[1]
 #: Channels of each output of the toy: anchors times what a role holds.
 CHANNELS = {"xy": 2 * 2, "wh": 2 * 2, "objectness": 2 * 1, "classes": 2 * len(LABELS)}
 
+#: int8 in its other forms: test_quantize.py.
+_PRECISIONS = ("float32", "float16", "dynamic", "int8")
+
 
 def _operations(content: bytes) -> tuple[list[str], list[tuple[int, ...]]]:
     """Names of the file's operations, and shapes of all its tensors."""
@@ -32,7 +35,7 @@ def _operations(content: bytes) -> tuple[list[str], list[tuple[int, ...]]]:
     return names, [tuple(tensor.shape) for tensor in subgraph.tensors if tensor.shape is not None]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", _PRECISIONS)
 def test_inputs_and_outputs_stand_under_their_names(precision: str) -> None:
     model = Model((converted() / f"{precision}.tflite").read_bytes())
     dtype = "int8" if precision == "int8" else "float32"
@@ -56,7 +59,7 @@ def test_the_float_file_holds_few_plain_operations() -> None:
     assert max(len(shape) for shape in shapes) == 4
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", _PRECISIONS)
 def test_xnnpack_takes_all_but_the_resize(precision: str) -> None:
     content = (converted() / f"{precision}.tflite").read_bytes()
     delegated = Model(content).delegated

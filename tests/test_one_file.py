@@ -60,6 +60,20 @@ def test_a_keras_file_with_its_head(tmp_path: Path, model: str) -> None:
     assert (contract.input.resize, contract.precision) == ("stretch", "float16")
 
 
+@pytest.mark.slow
+def test_a_file_for_another_program_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_keras(tmp_path / "net.keras", with_lambda=False)
+    assert convert(tmp_path, "net.keras", "--for", "mediapipe") == 1
+    assert "grey bars" in capsys.readouterr().err
+    assert not (tmp_path / "out.tflite").exists()
+    twice = ["--for", "mediapipe", "--for", "mediapipe"]
+    assert convert(tmp_path, "net.keras", *twice, "--resize", "stretch") == 0
+    assert "out_mediapipe.tflite" in capsys.readouterr().out
+    contract = read(tmp_path / "out_mediapipe.tflite")[1]
+    assert contract.head.kind == "postprocess" and contract.labels == ("cat", "dog")
+    assert read(tmp_path / "out.tflite")[1].head.kind == "yolo"
+
+
 def test_the_summary_has_one_line_for_each_reason() -> None:
     notes = [*(f"conv_{index}: Mish approximated" for index in range(5)), "up: one resize: exact"]
     assert _by_reason(notes) == ["conv_0, conv_1, conv_2 and 2 more: Mish approximated", "up: one resize: exact"]

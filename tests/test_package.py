@@ -14,9 +14,13 @@ from deploy.detector import Detector
 from deploy.errors import ContractError, ConversionError, InputError
 from toolchain import package as module
 from toolchain.package import contract_of, package
+from toolchain.tflite_metadata import with_own_metadata
+
+#: int8 in its other forms: test_quantize.py.
+_PRECISIONS = ("float32", "float16", "dynamic", "int8")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", _PRECISIONS)
 def test_a_packaged_file_detects(tmp_path: Path, precision: str) -> None:
     destination = tmp_path / f"toy_{precision}.tflite"
     contract = package(converted() / f"{precision}.tflite", toy_graph(), precision, destination, measured={"map": 0.5})
@@ -29,7 +33,7 @@ def test_a_packaged_file_detects(tmp_path: Path, precision: str) -> None:
     found = detector.detect(np.full((50, 70, 3), 90, np.uint8))
     assert len(found.boxes) > 0
     body, _ = model_file.read(destination)
-    assert body == (converted() / f"{precision}.tflite").read_bytes()
+    assert body == with_own_metadata((converted() / f"{precision}.tflite").read_bytes(), contract)
 
 
 def test_lineage_says_what_made_it(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from deploy.errors import InputError
+from toolchain import cli, decoded_file, recipe_stages, recipe_training
 from toolchain import recipe as recipe_module
-from toolchain import recipe_stages, recipe_training
 from toolchain.clustering import Clustering
 from toolchain.quantization_aware import QuantizationAware
 from toolchain.recipe import Recipe, RecipeFile, carried_recipes, json_schema, read_recipe
@@ -413,3 +414,34 @@ def test_the_reference_recipes_leave_out_what_was_published() -> None:
     (prune,) = (entry.settings for entry in read_recipe("reference_compressed_2").recipe.stages)
     assert prune.exclude == (backbone, "top_conv", "conv2d_36", "conv2d_28", "conv2d_20")
     assert (prune.ratio, prune.cut, prune.criterion) == (0.8, "slamp", "l2")
+
+
+STRETCHED = FLOAT + "input: {resize: stretch}\n"
+
+
+def test_files_for_other_programs_are_one_or_several(tmp_path: Path) -> None:
+    assert read(tmp_path, FLOAT).recipe.clients == ()
+    assert read(tmp_path, STRETCHED + "package: {for: mediapipe}\n").recipe.clients == ("mediapipe",)
+    several = read(tmp_path, STRETCHED + "package: {for: [task-library, mediapipe]}\n").recipe
+    assert several.clients == ("task-library", "mediapipe")
+    assert get_args(recipe_module.Client) == decoded_file.CLIENTS == cli.CLIENTS
+
+
+@pytest.mark.parametrize(
+    ("package", "sentence"),
+    [
+        ("{for: [mediapipe, mediapipe]}", "each program is listed once"),
+        ("{for: []}", "at least 1 item"),
+        ("{for: android}", "'mediapipe' or 'task-library'"),
+        ("{for: mediapipe, form: x}", "did you mean 'for'"),
+        ("{}", "the key 'for' is missing"),
+    ],
+)
+def test_what_is_no_other_program_is_refused(tmp_path: Path, package: str, sentence: str) -> None:
+    assert sentence in refusal(tmp_path, STRETCHED + f"package: {package}\n")
+
+
+@pytest.mark.parametrize("given", ["", "input: {resize: letterbox}\n"])
+def test_other_programs_stretch_pictures(tmp_path: Path, given: str) -> None:
+    sentence = refusal(tmp_path, FLOAT + given + "package: {for: task-library}\n")
+    assert "task-library stretch pictures" in sentence and "add `input: {resize: stretch}`" in sentence

@@ -59,7 +59,8 @@ def content() -> dict[str, Any]:
              "accuracy": {**accuracy, "per_class": {"cat": 0.9, "dog": 0.7}}},
             {"path": "net_int8.tflite", "precision": "int8", "bytes": 44_120_000, "map": 0.8723,
              "verification": verification("dB of signal to noise", [30.0, 12.0], 3.0),
-             "verified_on_drawn_pictures": True, "calibration": {"used": 63, "skipped": ["a.jpg: damaged"]},
+             "verified_on_drawn_pictures": True,
+             "calibration": {"used": 63, "skipped": ["a.jpg: damaged"], "rule": "mean"},
              "layers": compared(), "notes": ["near: stays float, it is an output"],
              "latency": {"p50_ms": 287.0, "p90_ms": 350.0, "warnings": []},
              "accuracy": {**accuracy, "per_class": {"cat": 0.95}}},
@@ -94,6 +95,13 @@ def test_sentences_say_what_was_measured_and_how() -> None:
     assert any("classes that the model does not know: boat" in text for text in found)
     assert "net_float32.tflite: the machine was busy." in found
     assert "int8 was calibrated on 63 pictures; 1 could not be read, the first a.jpg: damaged." in found
+
+
+def test_files_for_other_programs_are_told_with_size_and_notes() -> None:
+    value = content()
+    made = {"path": "net_int8_mediapipe.tflite", "for": "mediapipe", "bytes": 44_300_000, "notes": ["one", "two"]}
+    value["files"][1]["clients"] = [made]
+    assert "net_int8_mediapipe.tflite, 44.30 MB: one; two." in sentences(value)
 
 
 def test_the_output_nearest_its_bound_is_named() -> None:

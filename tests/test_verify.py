@@ -22,13 +22,16 @@ from toolchain.verify import to_json, verify
 
 OUTPUTS = {f"{role}_{stride}" for role in ROLES for stride in (16, 8)}
 
+#: int8 in its other forms: test_quantize.py.
+_PRECISIONS = ("float32", "float16", "dynamic", "int8")
+
 
 def _file(precision: str) -> tuple[Graph, bytes, Contract]:
     graph, content = toy_graph(), (converted() / f"{precision}.tflite").read_bytes()
     return graph, content, contract_of(graph, content, precision)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", _PRECISIONS)
 def test_a_right_file_passes(precision: str) -> None:
     found = verify(*_file(precision), reference=converted() / "reference.npz")
     assert {output.output for output in found.outputs} == OUTPUTS
@@ -174,7 +177,7 @@ def test_real_networks_pass_in_all_precisions(real_data: Path, tmp_path: Path, n
     pictures = sorted((real_data / "voc2007" / "calibration200" / "JPEGImages").iterdir())
     reference, float_file = tmp_path / "reference.npz", tmp_path / "float32.tflite"
     convert(graph, "float32", float_file, pictures=evenly_spaced(pictures, VERIFICATION_PICTURES), reference=reference)
-    for precision in PRECISIONS:
+    for precision in _PRECISIONS:
         destination = tmp_path / f"{precision}.tflite"
         if precision != "float32":
             calibration = evenly_spaced(pictures, CALIBRATION_PICTURES) if precision == "int8" else []

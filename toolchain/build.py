@@ -1,9 +1,9 @@
 """A build: the stages of a recipe one after the other, each kept in the cache, and what they made put into the output
 folder.
 
-    load ─▶ [tucker, train …] ─▶ convert ─▶ quantize ─▶ verify ─▶ package ─▶ compare ─▶ benchmark ─▶ report
-    graph   graph                .tflite    .tflite     evidence  the file   layers     p50, mAP     json, md, html
-    build_network.py             build_files.py
+    load ─▶ [tucker …] ─▶ convert ─▶ quantize ─▶ verify ─▶ package ─▶ [decode] ─▶ compare ─▶ benchmark ─▶ report
+    graph   graph         .tflite    .tflite     evidence  the file   others'     layers     p50, mAP     json, md, html
+    build_network.py      build_files.py
 
 Where a stage compresses the network, what it was before the first such stage, the original, becomes a float32 file too
 that is verified and measured, so that the report says what the compression cost and won; and what is trained after that
@@ -27,6 +27,7 @@ from toolchain import cache, stages, training_stages
 from toolchain.build_files import ORIGINAL, make_files, publish
 from toolchain.build_network import make_network, model_files, seeds_of
 from toolchain.build_pictures import refuse_test_pictures
+from toolchain.decoded_file import client_file
 from toolchain.jobs import Jobs, Stage, Watch
 from toolchain.nearest import nearest
 from toolchain.recipe import Recipe, RecipeFile
@@ -54,6 +55,7 @@ STAGES = (
     ),
     Stage("verify", stages.verify),
     Stage("package", stages.package, needed="it makes the files that you asked for"),
+    Stage("decode", stages.decode, needed="the recipe's `package` asks for its files; take it out of there instead"),
     Stage("compare", stages.compare),
     Stage("benchmark", stages.benchmark, measures=True),
     Stage("report", stages.report, needed="it says what was done, and what was skipped"),
@@ -70,7 +72,8 @@ def check_skips(skip: frozenset[str], recipe: Recipe) -> None:
                 f"there is no stage {name!r}{nearest(name, list(BY_NAME))}; stages are {', '.join(BY_NAME)}"
             )
         stage = BY_NAME[name]
-        if stage.needed and not (name == "quantize" and recipe.all_precisions == ("float32",)):
+        idle = {"quantize": recipe.all_precisions == ("float32",), "decode": not recipe.clients}
+        if stage.needed and not idle.get(name):
             raise InputError(f"the stage {name} cannot be skipped: {stage.needed}")
     try:
         pictures = bool(recipe.data or (recipe.calibration and recipe.calibration.pictures))
@@ -162,6 +165,7 @@ def _version() -> str:
 def _names(recipe: Recipe) -> list[str]:
     """All files that a build may put into its folder."""
     files = [f"{recipe.name}_{precision}.tflite" for precision in (*recipe.all_precisions, ORIGINAL)]
+    files += [client_file(file, client) for file in files for client in recipe.clients]
     return [*files, *REPORT_FILES, stages.SAMPLE]
 
 

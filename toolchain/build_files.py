@@ -15,6 +15,8 @@ from toolchain import cache, stages
 from toolchain.build_network import Network, model_files, seeds_of
 from toolchain.build_pictures import calibration, others
 from toolchain.cache import Result, Source
+from toolchain.calibration import lineage_of
+from toolchain.decoded_file import client_file
 from toolchain.jobs import Jobs
 from toolchain.recipe import Recipe
 from toolchain.recipe_stages import COMPRESSING
@@ -47,7 +49,7 @@ def make_files(jobs: Jobs, recipe: Recipe, out: Path, skip: frozenset[str], netw
             settings: dict[str, Any] = {"precision": precision, **trust}
             if precision.startswith("int8"):
                 inputs["pictures"] = calibrating
-                settings["int8"] = _int8(recipe)
+                settings["int8"] = _int8(recipe, precision)
             if precision == "int8_mixed":
                 inputs["validation"] = others(recipe, scenes, calibrating)
             tflite = jobs.run("quantize", settings, inputs, of=precision)
@@ -55,6 +57,8 @@ def make_files(jobs: Jobs, recipe: Recipe, out: Path, skip: frozenset[str], netw
         entries.append(finish(file, _lineage(jobs, recipe, precision, network), graph, tflite, float32))
     for entry in entries:
         entry["verified_on_drawn_pictures"] = drawn
+        if recipe.clients:
+            entry["clients"] = [_for_client(jobs, out, entry, client) for client in recipe.clients]
         if "compare" not in skip and entry["precision"].startswith("int8"):
             entry["layers"] = _compared(jobs, graph, float32, calibrating, entry["of"])
         if "benchmark" not in skip:
@@ -62,13 +66,14 @@ def make_files(jobs: Jobs, recipe: Recipe, out: Path, skip: frozenset[str], netw
     return entries
 
 
-def _int8(recipe: Recipe) -> dict[str, Any]:
-    """quantize.Int8 as plain JSON."""
+def _int8(recipe: Recipe, precision: str) -> dict[str, Any]:
+    """quantize.Int8 as plain JSON, with what the precision depends on."""
     from toolchain.quantize import Int8
 
     told = recipe.int8
     rule = recipe.calibration.ranges if recipe.calibration else Int8.ranges
-    loss = Int8.max_map_loss if told.max_map_loss is None else told.max_map_loss
+    given = told.max_map_loss if precision == "int8_mixed" else None
+    loss = Int8.max_map_loss if given is None else given
     return dataclasses.asdict(Int8(rule, told.equalize, told.float_io, loss))
 
 
@@ -91,6 +96,8 @@ def _finished(
     if "verify" not in skip:
         inputs: dict[str, Source] = {"graph": graph, "tflite": tflite, "reference": float32, "pictures": pictures}
         verified = run("verify", {"precision": file.precision}, inputs).facts
+    if file.precision.startswith("int8"):
+        lineage = {**lineage, **lineage_of(tflite.facts["calibration"])}
     settings: dict[str, Any] = {"file": file.name, "precision": file.precision, "lineage": lineage}
     settings["measured"] = {"verification": verified or "skipped"}
     packaged = run("package", settings, {"graph": graph, "tflite": tflite})
@@ -107,8 +114,20 @@ def _compared(jobs: Jobs, graph: Result, float32: Result, pictures: tuple[Path, 
     from toolchain.quantize import evenly_spaced
 
     looked = tuple(evenly_spaced(pictures, _COMPARED))
-    inputs: dict[str, Source] = {"graph": graph, "tflite": jobs.done[f"quantize {of}"], "float32": float32}
-    return jobs.run("compare", {}, inputs | {"pictures": looked}, of=of).facts
+    quantized = jobs.done[f"quantize {of}"]
+    settings = {"scaled": bool(quantized.facts["calibration"]["scaled_convolutions"])}
+    inputs: dict[str, Source] = {"graph": graph, "tflite": quantized, "float32": float32}
+    return jobs.run("compare", settings, inputs | {"pictures": looked}, of=of).facts
+
+
+def _for_client(jobs: Jobs, out: Path, entry: Mapping[str, Any], client: str) -> dict[str, Any]:
+    """Makes of a packaged file one that another program opens; returns its entry of the report."""
+    name = client_file(entry["path"], client)
+    settings = {"file": name, "source": entry["path"], "client": client}
+    packaged = jobs.done[f"package {entry['of']}"]
+    result = jobs.run("decode", settings, {"packaged": packaged}, of=f"{client} {entry['of']}")
+    publish(result, name, out)
+    return {"path": name, "for": client, "bytes": result.facts["bytes"], "notes": result.facts["notes"]}
 
 
 def _benchmark(jobs: Jobs, recipe: Recipe, scenes: Result | None, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,14 +170,16 @@ def _pictures(
 def _lineage(jobs: Jobs, recipe: Recipe, precision: str, network: Network) -> dict[str, Any]:
     """Where a file came from: what shaped it, and nothing that did not, so that it keeps its bytes when a benchmark
     changes."""
-    others = {"benchmark", "verify", "precisions"}
+    others = {"benchmark", "verify", "precisions", "package"}
+    if not precision.startswith("int8"):
+        others.add("int8")
     if not precision.startswith("int8") and not {job.split()[0] for job in network.stages} & set(COMPRESSING):
         others.add("calibration")
     return _described(jobs, recipe, others, network.stages)
 
 
 def _lineage_of_original(jobs: Jobs, recipe: Recipe, network: Network) -> dict[str, Any]:
-    others = {"benchmark", "verify", "precisions", "calibration"}
+    others = {"benchmark", "verify", "precisions", "calibration", "package"}
     others |= set() if network.stages_of_original else {"stages", "data"}
     return _described(jobs, recipe, others, network.stages_of_original)
 

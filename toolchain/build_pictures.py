@@ -63,7 +63,40 @@ def calibration(recipe: Recipe, scenes: Result | None, count: int | None = None)
     if scenes is not None:
         drawn = f"{SCENES}/JPEGImages/train_"
         return tuple(evenly_spaced([scenes.file(name) for name in scenes.files if name.startswith(drawn)], count))
-    return tuple(evenly_spaced(_to_train_on(recipe.data), count)) if recipe.data else ()
+    if recipe.data is None:
+        return ()
+    labelled = [one for each in recipe.data.train for one in _classes_of(each.folder, each.split)]
+    alone = [path for folder in recipe.data.pictures for path in pictures_in(folder)]
+    if not labelled:
+        return tuple(evenly_spaced(alone, count))
+    # Each kind has its share of the pictures.
+    of_labelled = max(1, round(min(count, len(labelled) + len(alone)) * len(labelled) / (len(labelled) + len(alone))))
+    return (*spread_over_classes(labelled, of_labelled), *evenly_spaced(alone, max(0, count - of_labelled)))
+
+
+def spread_over_classes(pictures: Sequence[tuple[Path, frozenset[str]]], count: int) -> tuple[Path, ...]:
+    """At most count of the pictures, in their order, with no class far behind another: again and again the next one,
+    evenly spaced, that shows the class that was shown least so far. pictures: with the classes that they show; those
+    that show none come last."""
+    if len(pictures) <= count:
+        return tuple(path for path, _ in pictures)
+    # Evenly spaced: the order in which the places come by halving intervals does not favour the list's beginning.
+    order = sorted(range(len(pictures)), key=lambda index: (int(f"{index:032b}"[::-1], 2), index))
+    waiting: dict[str, list[int]] = {}
+    for index in order:
+        for name in pictures[index][1] or {""}:
+            waiting.setdefault(name, []).append(index)
+    shown = dict.fromkeys(sorted(waiting), 0)
+    taken: set[int] = set()
+    while len(taken) < count:
+        left = [name for name in shown if waiting[name]]
+        name = min(left, key=lambda one: (one == "", shown[one], len(waiting[one])))
+        index = waiting[name].pop(0)
+        if index not in taken:
+            taken.add(index)
+            for other in pictures[index][1] or {""}:
+                shown[other] += 1
+    return tuple(pictures[index][0] for index in sorted(taken))
 
 
 def others(recipe: Recipe, scenes: Result | None, calibrating: Sequence[Path]) -> tuple[Path, ...]:
@@ -75,9 +108,10 @@ def others(recipe: Recipe, scenes: Result | None, calibrating: Sequence[Path]) -
     return tuple(evenly_spaced(found, PICTURES_TO_MEASURE))
 
 
-def _to_train_on(data: Data) -> list[Path]:
-    labelled = [path for each in data.train for path in _pictures_of(each.folder, each.split)]
-    return [*labelled, *(path for folder in data.pictures for path in pictures_in(folder))]
+def _classes_of(folder: Path, split: str | None) -> list[tuple[Path, frozenset[str]]]:
+    """The usable pictures of a data set with the classes that they show."""
+    found = read_dataset(folder, split, _NUMBERS).pictures
+    return [(picture.path, frozenset(picture.annotation.names)) for picture in found]
 
 
 def _pictures_of(folder: Path, split: str | None) -> list[Path]:

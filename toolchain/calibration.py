@@ -57,8 +57,19 @@ class Calibration:
     pictures: tuple[tuple[str, str], ...] = ()
     #: One of RULES.
     rule: str = ""
+    #: How many convolutions' channels were brought to one size.
+    scaled_convolutions: int = 0
     #: What was done for int8's sake, in words.
     notes: tuple[str, ...] = ()
+
+
+def lineage_of(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """What an int8 file itself tells of its calibration, whose fields as plain JSON are given."""
+    return {
+        "calibrated_on": calibration["used"],
+        "ranges": calibration["rule"],
+        "scaled_convolutions": calibration["scaled_convolutions"],
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +83,7 @@ class Observed:
     calibration: Calibration
 
     def greatest(self, index: int) -> np.ndarray:
-        """(C,) float64: of each channel of a tensor the greatest absolute value, its ends averaged over the pictures."""
+        """(C,) float64: the greatest absolute value of each channel of a tensor, ends averaged over the pictures."""
         return np.maximum(-self.low[index].mean(0), self.high[index].mean(0)).astype(np.float64)
 
     def scaled(self, scales: Mapping[int, np.ndarray]) -> Observed:
@@ -293,7 +304,9 @@ def _least_squares(counts: np.ndarray, low: float, high: float, slope: float) ->
     """Both ends of the range of least error, as _leaky_low counts it."""
     edges, number, first, second = _moments(counts, low, high)
     weight = np.where(edges[:-1] < 0, slope**2, 1.0)
-    number, first, second = (np.concatenate([[0.0], np.cumsum(np.diff(one) * weight)]) for one in (number, first, second))
+    number, first, second = (
+        np.concatenate([[0.0], np.cumsum(np.diff(one) * weight)]) for one in (number, first, second)
+    )
     under = _below(edges, number, first, second)
     total = [one[-1] for one in (number, first, second)]
     over = _below(edges, *(whole - one for whole, one in zip(total, (number, first, second), strict=True)))

@@ -25,8 +25,10 @@ from deploy.errors import InputError
 from toolchain.carried import carried_recipes
 
 if TYPE_CHECKING:
+    from toolchain.decoded_file import Client
     from toolchain.jobs import Watch
 
+CLIENTS = ("mediapipe", "task-library")
 _BUILD_SIDE = ("tensorflow", "litert_quantizer", "pydantic", "yaml", "rich", "jinja2")
 #: A job that takes longer is named while it runs.
 _QUIET_SECONDS = 2.0
@@ -171,14 +173,18 @@ def build(
 @click.option(
     "--allow-lambda", is_flag=True, help="Run Python code inside a Keras file. Only for files that you trust."
 )
+@click.option(
+    "--for", "clients", type=click.Choice(CLIENTS), multiple=True,
+    help="Write a file for this program too, M_mediapipe.tflite or M_task-library.tflite. May be repeated.",
+)  # fmt: skip
 @click.option("-o", "--output", metavar="M.tflite", type=_FILE, required=True, help="The file to write.")
 @json_option("Write what was done here as JSON; - is standard output.")
 @version_option
 @debug_option
 def convert(
     model: Path, weights: Path | None, names: Path | None, head: Path | None, precision: str, calibration: Path | None,
-    float_io: bool, max_map_loss: float | None,
-    resize: Literal["letterbox", "stretch"] | None, allow_lambda: bool, output: Path, json_file: str | None,
+    float_io: bool, max_map_loss: float | None, resize: Literal["letterbox", "stretch"] | None, allow_lambda: bool,
+    clients: tuple[Client, ...], output: Path, json_file: str | None,
 ) -> None:  # fmt: skip
     """Convert one trained detector to one verified .tflite, without a recipe.
 
@@ -188,6 +194,7 @@ def convert(
     Example:
       slimdet convert net.cfg net.weights --names voc.names --precision int8 --calibration photos -o net_int8.tflite
       slimdet convert net.keras --head net.yaml -o net.tflite
+      slimdet convert net.cfg net.weights --names voc.names --resize stretch --for mediapipe -o net.tflite
     """
     is_keras = model.suffix.lower() in (".keras", ".h5", ".hdf5")
     if precision.startswith("int8") and calibration is None:
@@ -208,8 +215,9 @@ def convert(
     int8 = Int8(float_io=float_io, max_map_loss=Int8.max_map_loss if max_map_loss is None else max_map_loss)
     with _Display() as watch:
         done = convert_file(
-            origin, precision, output, calibration, started=watch.started, int8=int8, progress=watch.progress
-        )
+            origin, precision, output, calibration, clients=tuple(dict.fromkeys(clients)), int8=int8,
+            started=watch.started, progress=watch.progress,
+        )  # fmt: skip
     if json_file is not None:
         write_json(json_file, done)
     if json_file != "-":

@@ -141,7 +141,8 @@ class _File:
                 self.operations.append(_Operation(name, tuple(inputs), outputs[0], told))
             else:
                 self.others.append((inputs, outputs))
-        self.ends = [int(index) for ends in (self._graph.InputsAsNumpy(), self._graph.OutputsAsNumpy()) for index in ends]
+        ends = self._graph.InputsAsNumpy(), self._graph.OutputsAsNumpy()
+        self.ends = [int(index) for some in ends for index in some]
         tensors = range(self._graph.TensorsLength())
         self._uses = Counter(self._graph.Tensors(index).Buffer() for index in tensors)
         self._readers = Counter(index for one in self.operations for index in one.inputs)

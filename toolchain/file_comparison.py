@@ -11,6 +11,9 @@ precision, share it; of others the outputs alone are compared. For every layer
 Layers are ranked by what they add: noises of layers add up in their energies and are passed on at about their share of
 the signal, while decibels count most where there was hardly any noise before, as behind an exact copy of the picture.
 
+Where the file's channels were scaled (equalization.py; its lineage says so) the reference's inner channels are scaled
+alike, by what fits them best on the first picture; ranges are those of the file then. Outputs are never scaled.
+
 The files may come from strangers: they run in a process of its own.
 """
 
@@ -30,7 +33,7 @@ from deploy.errors import BackendError, ContractError, ConversionError, InputErr
 from deploy.picture import read_picture
 from deploy.preprocess import Preprocessor
 from toolchain import child_process
-from toolchain.intermediates import Intermediates, short_name
+from toolchain.intermediates import Intermediates, channel_factors, short_name
 
 #: Told how many pictures are done, and of how many.
 Progress = Callable[[float, float], object]
@@ -54,10 +57,12 @@ def compare_files(
     progress: Progress | None = None,
     *,
     input: Input | None = None,
+    scaled: bool = False,
 ) -> dict[str, Any]:
     """How the file at path differs from the reference `against`, as plain JSON.
 
     input: how pictures enter both, where it is known; otherwise the files say it, or it is guessed and noted.
+    scaled: whether the file's inner channels were scaled, where it does not say so itself.
 
     Raises InputError for a file that is missing or damaged, inputs of different sizes, files that share no output, and
     pictures none of which can be read.
@@ -69,6 +74,7 @@ def compare_files(
             "pictures": [str(one) for one in pictures],
             "told": str(place / "told.jsonl"),
             "input": None if input is None else dataclasses.asdict(input),
+            "scaled": scaled,
         }
         with child_process.followed(place / "told.jsonl", _told(progress)):
             try:
@@ -104,6 +110,8 @@ class _File:
     path: Path
     #: How pictures enter, where the file says so.
     input: Input | None
+    #: Whether it says that its channels were scaled.
+    scaled: bool
     inside: Intermediates
 
     @property
@@ -119,24 +127,24 @@ class _File:
 
 
 def _open(path: Path) -> _File:
-    content, entry = _read(path)
-    file = _File(path, entry, Intermediates(content))
+    content, entry, scaled = _read(path)
+    file = _File(path, entry, scaled, Intermediates(content))
     if len(file.inside.inputs) != 1:
         raise InputError(f"a detector has one input: {path} has {len(file.inside.inputs)}; give a detector's file")
     return file
 
 
-def _read(path: Path) -> tuple[bytes, Input | None]:
-    """The file, and how pictures enter it where it says so."""
+def _read(path: Path) -> tuple[bytes, Input | None, bool]:
+    """The file, how pictures enter it where it says so, and whether it says that its channels were scaled."""
     try:
         content, contract = model_file.read(path)
-        return content, contract.input
+        return content, contract.input, bool(contract.lineage.get("scaled_convolutions"))
     except (ContractError, BackendError):
-        return path.read_bytes(), None
+        return path.read_bytes(), None, False
 
 
 def compare_in_child(
-    path: str, against: str, pictures: Sequence[str], told: str, input: Mapping[str, Any] | None
+    path: str, against: str, pictures: Sequence[str], told: str, input: Mapping[str, Any] | None, scaled: bool
 ) -> dict[str, Any]:
     import json
 
@@ -149,6 +157,8 @@ def compare_in_child(
     entry = _common_input(mine, theirs, Input(**fields) if fields else None, notes)
     pairs = _pairs(mine, theirs)
     sums = {name: _Sums() for name in pairs}
+    unscaled = set(mine.inside.output_names.values()) if scaled or mine.scaled else set(pairs)
+    factors: dict[str, np.ndarray] = {}
     prepare = [Preprocessor(entry, _named(one.tensor, entry)) for one in (mine, theirs)]
     used, skipped = 0, []
     with open(told, "a", encoding="utf-8") as lines:
@@ -161,7 +171,11 @@ def compare_in_child(
             for one, preprocess in zip((mine, theirs), prepare, strict=True):
                 one.inside.run(preprocess(pixels)[0])
             for name, (first, second) in pairs.items():
-                _add(sums[name], mine.inside.values(first), theirs.inside.values(second), mine.inside.span(first))
+                values, expected = mine.inside.values(first), theirs.inside.values(second)
+                if name not in unscaled:
+                    factor = factors.setdefault(name, channel_factors(values, expected))
+                    expected = expected * factor
+                _add(sums[name], values, expected, mine.inside.span(first), factors.get(name))
             used += 1
             lines.write(json.dumps({"done": used + len(skipped), "of": len(pictures)}) + "\n")
             lines.flush()
@@ -243,12 +257,17 @@ def _indices_by_shape(file: Intermediates) -> dict[tuple[int, ...], list[int]]:
     return found
 
 
-def _add(sums: _Sums, found: np.ndarray, expected: np.ndarray, span: tuple[float, float, float] | None) -> None:
+def _add(
+    sums: _Sums, found: np.ndarray, expected: np.ndarray, span: tuple[float, float, float] | None,
+    factor: np.ndarray | None,
+) -> None:  # fmt: skip
+    """factor: (C,) by which expected's channels were scaled; signal and noise count as they are without."""
     axes = tuple(range(expected.ndim - 1))
+    plain, got = (expected, found) if factor is None else (expected / factor, found / factor)
     # Mish in float overflows inside, and is finite again after it.
     with np.errstate(invalid="ignore", over="ignore"):
-        sums.signal += float(np.mean(np.square(expected - expected.mean(axes, dtype=np.float64))))
-        sums.noise += float(np.mean(np.square(found - expected, dtype=np.float64)))
+        sums.signal += float(np.mean(np.square(plain - plain.mean(axes, dtype=np.float64))))
+        sums.noise += float(np.mean(np.square(got - plain, dtype=np.float64)))
     sums.low, sums.high = min(sums.low, float(expected.min())), max(sums.high, float(expected.max()))
     if span is not None:
         low, high, step = span

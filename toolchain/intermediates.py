@@ -77,6 +77,16 @@ class Intermediates:
         return (limits.min - zero_point) * float(scale), (limits.max - zero_point) * float(scale), float(scale)
 
 
+def channel_factors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(C,) float32: what each channel of expected, (…, C), is multiplied by to come nearest to found, by least
+    squares; 1 where nothing above 0 does."""
+    axes = tuple(range(expected.ndim - 1))
+    both = np.sum(found * expected, axes, dtype=np.float64)
+    alone = np.sum(np.square(expected), axes, dtype=np.float64)
+    good = (both > 0) & (alone > 0) & np.isfinite(both) & np.isfinite(alone)
+    return np.where(good, both / np.where(good, alone, 1.0), 1.0).astype(np.float32)
+
+
 def short_name(tensor_name: str) -> str:
     """Without the layers that were folded into the one that a tensor is named after first."""
     return tensor_name.partition(";")[0]

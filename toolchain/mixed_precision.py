@@ -58,7 +58,7 @@ def mixed(
     original = detect(original_file, "float32")
     if not len(original):
         raise InputError(
-            f"a loss of mAP is measured on pictures with detections: the float network finds nothing on {len(pictures)};"
+            f"a loss of mAP is measured on pictures with detections: the float network finds none on {len(pictures)};"
             " give calibration pictures that show its classes"
         )
     layers = _ranked(prepared, graph, pictures[:: max(1, len(pictures) // _PICTURES_FOR_NOISE)])
@@ -84,9 +84,9 @@ def mixed(
             " in float; allow more by max_map_loss, fine-tune by quantization_aware, or take float16"
         )
     content, lost = trials[count]
+    floats, every = (sum(len(layer.names) for layer in some) for some in (layers[:count], layers))
     notes = [
-        f"{sum(len(layer.names) for layer in layers[:count])} of {sum(len(layer.names) for layer in layers)} convolutions"
-        f" stay float: int8 throughout loses {100 * trials[0][1]:.2f} points of mAP on"
+        f"{floats} of {every} convolutions stay float: int8 throughout loses {100 * trials[0][1]:.2f} points of mAP on"
         f" {detect.count} pictures, by the float network's own detections, and so it loses {100 * lost:.2f};"
         f" {100 * allowed:g} are allowed"
     ]

@@ -14,6 +14,7 @@ from toolchain.cache import digest
 from toolchain.graph import Graph
 
 if TYPE_CHECKING:
+    from toolchain.decoded_file import Client
     from toolchain.quantize import Int8
 
 
@@ -74,17 +75,21 @@ def save_keras(path: str, allow_lambda: bool, input_size: Sequence[int] | None, 
 
 
 def convert_file(
-    origin: Origin, precision: str, output: Path, calibration: Path | None, *, started: Callable[[str], None],
-    int8: Int8 | None = None, progress: Callable[[float, float], object] | None = None,
+    origin: Origin, precision: str, output: Path, calibration: Path | None, *, clients: Sequence[Client] = (),
+    int8: Int8 | None = None, started: Callable[[str], None],
+    progress: Callable[[float, float], object] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Converts, verifies and writes output, atomically; an older output stays as it was until then.
 
     calibration is a folder of pictures, for int8's ranges and for the verification; without it, pictures are drawn.
     int8 says how an int8 file is made, and progress is told how far the search for int8_mixed is.
+    clients: for whose programs a file of its own is written beside the output, M_CLIENT.tflite.
     Returns plain JSON: what was done, and `summary`, lines to read. Raises InputError when output is one of the
     inputs or cannot be written, and what reading, conversion and verification raise.
     """
+    from toolchain.calibration import lineage_of
     from toolchain.convert import convert
+    from toolchain.decoded_file import client_file, refuse_letterbox, write_decoded
     from toolchain.package import contract_of, package
     from toolchain.quantize import CALIBRATION_PICTURES, PICTURES_TO_MEASURE, Int8, evenly_spaced
     from toolchain.reference import VERIFICATION_PICTURES
@@ -92,11 +97,16 @@ def convert_file(
     from toolchain.stages import draw_pictures, pictures_in
     from toolchain.verify import to_json, verify
 
-    _refuse_to_overwrite(origin, output, calibration)
+    others = [output.with_name(client_file(output.name, client)) for client in clients]
+    for path in (output, *others):
+        _refuse_to_overwrite(origin, path, calibration)
     started("load")
     inputs = {name: digest(path) for name, path in origin.files.items()}
     graph = read_origin(origin)
     facts = graph_facts(graph)
+    assert graph.input is not None
+    for client in clients:
+        refuse_letterbox(graph.input, client)
     with tempfile.TemporaryDirectory(prefix="slimdet-") as folder:
         place = Path(folder)
         given = pictures_in(calibration) if calibration is not None else ()
@@ -110,9 +120,9 @@ def convert_file(
             started(f"quantize {precision}")
             tflite = place / "model.tflite"
             ranges = evenly_spaced(given, CALIBRATION_PICTURES)
-            others = evenly_spaced([path for path in given if path not in set(ranges)], PICTURES_TO_MEASURE)
+            rest = evenly_spaced([path for path in given if path not in set(ranges)], PICTURES_TO_MEASURE)
             made = convert(
-                graph, precision, tflite, pictures=ranges, validation=others, int8=int8 or Int8(), float_file=float32,
+                graph, precision, tflite, pictures=ranges, validation=rest, int8=int8 or Int8(), float_file=float32,
                 allow_lambda=trust, progress=progress,
             )  # fmt: skip
             notes = tuple(dict.fromkeys((*made.notes, *notes)))
@@ -121,7 +131,15 @@ def convert_file(
         verified = to_json(verify(graph, tflite.read_bytes(), contract, reference=reference))
         started("package")
         measured = {"verification": verified}
-        package(tflite, graph, precision, output, lineage={"recipe": None, "inputs": inputs}, measured=measured)
+        lineage: dict[str, Any] = {"recipe": None, "inputs": inputs}
+        if precision.startswith("int8"):
+            lineage |= lineage_of(dataclasses.asdict(made.calibration))
+        package(tflite, graph, precision, output, lineage=lineage, measured=measured)
+    made_for = []
+    for client, path in zip(clients, others):
+        started(f"decode {client}")
+        told = write_decoded(output, client, path)
+        made_for.append({"path": str(path), "for": client, "bytes": path.stat().st_size, "notes": list(told)})
     done = {
         "path": str(output),
         "precision": precision,
@@ -131,12 +149,13 @@ def convert_file(
         "verified_on_drawn_pictures": not given,
         "calibration": dataclasses.asdict(made.calibration) if precision.startswith("int8") else None,
         "notes": list(notes),
+        "clients": made_for,
     }
     return {**done, "summary": _summary(done)}
 
 
 def _summary(done: dict[str, Any]) -> list[str]:
-    from toolchain.report import calibration_sentence, verification_sentence
+    from toolchain.report import calibration_sentence, client_sentences, verification_sentence
 
     parameters = done["trainable"] + done["non_trainable"]
     lines = [
@@ -146,7 +165,7 @@ def _summary(done: dict[str, Any]) -> list[str]:
     ]
     if done["calibration"]:
         lines.append(calibration_sentence(done))
-    return [*lines, *_by_reason(done["notes"])]
+    return [*lines, *_by_reason(done["notes"]), *client_sentences(done)]
 
 
 def _by_reason(notes: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """Puts the .tflite and all that a device must know of it into the one file, after a last look at what was written.
 
 The contract is made of the graph (labels, input, head) and of the file's own tensors (names, shapes, dtypes, scales),
-so that nothing in it is a guess; deploy opens and checks the result before it gets its name.
+so that nothing in it is a guess; deploy opens and checks the result before it gets its name. Standard metadata tells
+other readers of the format what they can understand of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from deploy.contract import PRECISIONS, ROLES, Contract, Scale, YoloHead
 from deploy.detector import Detector
 from deploy.errors import ConversionError, InputError
 from toolchain.graph import Graph
+from toolchain.tflite_metadata import with_own_metadata
 
 #: Whose versions say what a file was made with.
 _MAKERS = ("slimdet", "tensorflow", "keras", "ai-edge-litert", "litert-quantizer", "numpy")
@@ -45,7 +47,7 @@ def contract_of(
         labels=graph.labels,
         input=dataclasses.replace(graph.input, name="image"),
         head=dataclasses.replace(graph.head, scales=tuple(_named(scale) for scale in graph.head.scales)),
-        precision=precision,  # type: ignore[arg-type]  # one of PRECISIONS
+        precision=precision,
         tensors=(*model.inputs, *model.outputs),
         lineage={"made_with": versions(), **(lineage or {})},
         measured=dict(measured or {}),
@@ -73,6 +75,7 @@ def package(
     """
     body = tflite.read_bytes()
     contract = contract_of(graph, body, precision, lineage=lineage, measured=measured)
+    body = with_own_metadata(body, contract)
     trial = destination.with_name(f".{destination.name}.{os.getpid()}.trial")
     try:
         write_atomically(trial, model_file.write(body, contract))

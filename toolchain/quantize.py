@@ -178,14 +178,17 @@ def prepare(content: bytes, input: Input, pictures: Sequence[Path], int8: Int8) 
     """Runs the pictures through the file. Raises InputError and ConversionError as observe does."""
     by_channel = scalable(content) if int8.equalize else frozenset()
     observed: Observed = observe(content, input, pictures, by_channel)
-    notes: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
     if int8.equalize:
         made = equalized(content, {index: observed.greatest(index) for index in by_channel})
-        content, observed = made.content, observed.scaled(made.scales)
-        if made.layers:
-            notes = (f"channels of {len(made.layers)} convolutions brought to one size: int8 has one step for all of them",)
+        content, observed, layers = made.content, observed.scaled(made.scales), made.layers
+    notes: tuple[str, ...] = ()
+    if layers:
+        notes = (f"channels of {len(layers)} convolutions brought to one size: int8 has one step for all of a tensor",)
     found = ranges(content, observed, input, pictures, int8.ranges)
-    calibration = dataclasses.replace(observed.calibration, rule=int8.ranges, notes=notes)
+    calibration = dataclasses.replace(
+        observed.calibration, rule=int8.ranges, scaled_convolutions=len(layers), notes=notes
+    )
     return Prepared(content, found, int8.float_io, calibration)
 
 

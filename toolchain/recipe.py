@@ -10,6 +10,7 @@ its own folder; those of a recipe that the package carries, to the current one.
     precisions: [float32, int8]
     calibration: {pictures: calibration200/JPEGImages, count: 64}
     benchmark: {data: test991, split: test, protocol: darknet}
+    package: {for: mediapipe}
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from deploy.contract import Precision
 from deploy.errors import InputError
@@ -31,6 +32,8 @@ from toolchain.recipe_data import Data, Split
 from toolchain.recipe_settings import Impossible, Seed, Settings
 from toolchain.recipe_stages import GraphStage
 from toolchain.recipe_yaml import Places, read_yaml
+
+Client = Literal["mediapipe", "task-library"]
 
 
 class Yolov4(Settings):
@@ -147,6 +150,21 @@ class Benchmark(Settings):
     """Least time of the timed runs together."""
 
 
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+class Package(Settings):
+    """Beside each file, ones that other people's programs open: with decoding and suppression inside."""
+
+    clients: Annotated[
+        tuple[Client, ...],
+        BeforeValidator(_as_tuple, json_schema_input_type=Client | tuple[Client, ...]),
+        Field(min_length=1, alias="for"),
+    ]
+    """mediapipe: MediaPipe Tasks' ObjectDetector; task-library: TensorFlow Lite's Task Library; or a list of them."""
+
+
 class Recipe(Settings):
     """What to build of which model."""
 
@@ -163,6 +181,12 @@ class Recipe(Settings):
     int8: Int8 = Int8()
     verify: Verify = Verify()
     benchmark: Benchmark = Benchmark()
+    package: Package | None = None
+
+    @property
+    def clients(self) -> tuple[Client, ...]:
+        """Whose programs get files of their own."""
+        return self.package.clients if self.package else ()
 
     @property
     def all_precisions(self) -> tuple[Precision, ...]:
@@ -176,6 +200,18 @@ class Recipe(Settings):
             raise Impossible(
                 ("precisions",),
                 f"each precision is listed once, but precisions is {list(self.precisions)}; remove the repeated one",
+            )
+        if len(set(self.clients)) < len(self.clients):
+            raise Impossible(
+                ("package", "for"),
+                f"each program is listed once, but for is {list(self.clients)}; remove the repeated one",
+            )
+        if self.clients and self.input.resize != "stretch":
+            raise Impossible(
+                ("package",),
+                f"{' and '.join(self.clients)} stretch pictures to the network's size, and never put them between grey "
+                "bars; add `input: {resize: stretch}`, which a network that was trained with bars pays for, or leave "
+                "package out",
             )
         pictures = self.calibration.pictures if self.calibration else None
         if any(precision.startswith("int8") for precision in self.all_precisions) and not (pictures or self.data):
@@ -292,7 +328,7 @@ def _keys_at(place: tuple[str | int, ...]) -> list[str]:
     for part in place:
         if isinstance(part, str):
             model = _model_in(model.model_fields[part].annotation)
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _model_in(annotation: Any) -> type[BaseModel]:

@@ -96,6 +96,7 @@ def sentences(content: Content) -> list[str]:
     found += [calibration_sentence(file) for file in content["files"] if file.get("calibration")]
     found += [comparison_report.sentence(file["path"], file["layers"]) for file in _compared(content)]
     found += [_accuracy(file) for file in content["files"][:1]]
+    found += [text for file in content["files"] for text in client_sentences(file)]
     for file in content["files"]:
         found += [f"{file['path']}: {text}." for text in file.get("latency", {}).get("warnings", [])]
     for stage in content["skipped"]:
@@ -154,9 +155,16 @@ def verification_sentence(file: Content) -> str:
 
 def calibration_sentence(file: Content) -> str:
     """How many pictures fixed the int8 scales."""
-    used, skipped = file["calibration"]["used"], file["calibration"]["skipped"]
+    used, skipped, rule = (file["calibration"][key] for key in ("used", "skipped", "rule"))
     tail = f"; {len(skipped)} could not be read, the first {skipped[0]}" if skipped else ""
-    return f"int8 was calibrated on {used} pictures{tail}."
+    return f"{file['precision']} was calibrated on {used} pictures, ranges by the rule {rule}{tail}."
+
+
+def client_sentences(file: Content) -> list[str]:
+    """What was made of a file for other people's programs."""
+    return [
+        f"{made['path']}, {made['bytes'] / 1e6:.2f} MB: {'; '.join(made['notes'])}." for made in file.get("clients", ())
+    ]
 
 
 def _slack(output: Content) -> float:

@@ -288,13 +288,26 @@ def package(work: Work) -> Facts:
 
 
 def compare(work: Work) -> Facts:
-    """Compares a quantized file with the float32 one, layer by layer. Inputs: graph, tflite, float32, pictures."""
+    """Compares a quantized file with the float32 one, layer by layer. Settings: scaled, whether its channels were.
+    Inputs: graph, tflite, float32, pictures."""
     from toolchain.file_comparison import compare_files
 
     tflite, float32 = (work.file(name, TFLITE) for name in ("tflite", "float32"))
-    found = compare_files(tflite, float32, work.paths("pictures"), work.progress, input=work.graph().input)
+    found = compare_files(
+        tflite, float32, work.paths("pictures"), work.progress, input=work.graph().input, scaled=work.settings["scaled"]
+    )
     # Where the cache keeps the files is no part of the result.
     return {key: value for key, value in found.items() if key not in ("file", "against")}
+
+
+def decode(work: Work) -> Facts:
+    """Makes of a packaged file one that another program opens. Settings: file, source, client. Inputs: packaged."""
+    from toolchain.decoded_file import write_decoded
+
+    settings = work.settings
+    destination = work.out / settings["file"]
+    notes = write_decoded(work.file("packaged", settings["source"]), settings["client"], destination)
+    return {"bytes": destination.stat().st_size, "notes": list(notes)}
 
 
 def benchmark(work: Work) -> Facts:
