@@ -131,7 +131,7 @@ def float_tflite(graph: Graph, names: Mapping[str, str], size: tuple[int, ...], 
     what each output node is called in the file. Loads TensorFlow: for a child process."""
     import tensorflow as tf
 
-    detect = _traced(graph, names, size, allow_lambda)
+    detect = traced(graph, names, size, allow_lambda)
     # The Keras model, which refers to itself, is gone when the converter begins: of a large network that saves a
     # quarter of all memory.
     gc.collect()
@@ -140,7 +140,7 @@ def float_tflite(graph: Graph, names: Mapping[str, str], size: tuple[int, ...], 
     return content
 
 
-def _traced(graph: Graph, names: Mapping[str, str], size: tuple[int, ...], allow_lambda: bool) -> Any:
+def traced(graph: Graph, names: Mapping[str, str], size: tuple[int, ...], allow_lambda: bool) -> Any:
     """The graph as one concrete function, its weights constants of it."""
     import tensorflow as tf
 
