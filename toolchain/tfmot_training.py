@@ -349,7 +349,7 @@ def _runs(
         return loss
 
     def compiled(function: Callable[..., Any]) -> Any:
-        # Nothing here is Python that depends on a tensor: without autograph a first step takes a seventh less.
+        # Nothing here is Python that depends on a tensor: without autograph a training begins some tenth sooner.
         return tf.function(function, autograph=False, jit_compile=False, reduce_retracing=True)
 
     return _Runs(
