@@ -1,6 +1,7 @@
 """Runs in this process, where TensorFlow is up already, what belongs into a child's; and what a network computes."""
 
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from toolchain.graph import Graph
 
 
 def run_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls what is meant for a child, but leaves TensorFlow's global settings alone."""
+    """Calls what is meant for a child, with what JSON leaves of values in and out, but leaves TensorFlow's global
+    settings alone."""
 
     def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str, gpu: bool = False) -> Any:
         module, _, name = function.partition(":")
-        return getattr(importlib.import_module(module), name)(**arguments)
+        given = json.loads(json.dumps(dict(arguments)))
+        return json.loads(json.dumps(getattr(importlib.import_module(module), name)(**given)))
 
     monkeypatch.setattr(child_process, "run", run)
     monkeypatch.setattr("tensorflow.config.experimental.enable_op_determinism", lambda: None)

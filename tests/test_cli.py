@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import toy_detector
 from fake_stages import runs
+from run_here import run_here
 
 from deploy.command_line import exit_code
 from deploy.model_file import read
@@ -493,8 +494,11 @@ def test_sensitivity_refuses(
 
 
 @pytest.mark.slow
-def test_a_recipe_that_compresses_ends_in_verified_files(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_that_compresses_ends_in_verified_files(
+    net: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every stage for real: Tucker weighted by drawn pictures, pruning corrected with them, both timed."""
+    run_here(monkeypatch)
     (net.parent / "photos").mkdir()
     for index in range(4):
         pixels = np.random.default_rng(index).integers(0, 255, (48, 64, 3), np.uint8)
@@ -526,9 +530,10 @@ def test_a_recipe_that_compresses_ends_in_verified_files(net: Path, capsys: pyte
 
 @pytest.mark.slow
 def test_a_recipe_that_trains_and_recovers_ends_in_verified_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every way of recovery for real, on a network that begins with random weights."""
+    run_here(monkeypatch)
     write_network(tmp_path)
     (tmp_path / "net.yaml").write_text(
         "name: net\nmodel: {cfg: net.cfg, weights: net.weights, names: net.names}\n"

@@ -7,7 +7,7 @@ import pytest
 
 from deploy.errors import InputError
 from file_kernels import file_kernels
-from small_training import TRAINING, data, train_here
+from small_training import TRAINING, data, small_graph, train_here
 from toolchain.clustering import Clustering, _why_not, _wrapped, cluster
 from toolchain.convert import convert
 from toolchain.graph import Graph
@@ -31,6 +31,7 @@ def test_kernels_have_few_values_and_so_has_each_channel_of_the_file(
     with monkeypatch.context() as patch:
         train_here(patch)
         result = cluster(graph, Clustering(8, exclude=("near",)), TRAINING, data())
+        convert(result.graph, "float32", tmp_path / "clustered.tflite")
     assert {layer.name: layer.reason for layer in result.layers if layer.reason} == {
         "near": "left out by the scope",
         "far": "it predicts; include it by name",
@@ -46,7 +47,6 @@ def test_kernels_have_few_values_and_so_has_each_channel_of_the_file(
     first, last = result.facts["packed_bytes"]
     assert (first, last) == (packed_bytes(graph), packed_bytes(result.graph)) and last < 0.4 * first
     assert "each output channel has 8 values of its own" in result.notes[0]
-    convert(result.graph, "float32", tmp_path / "clustered.tflite")
     found = dict(zip(NAMES, file_kernels(tmp_path / "clustered.tflite"), strict=False))
     for name in ("conv_0", "conv_1", "grouped", "conv_2", "conv_3"):
         assert max(len(np.unique(channel)) for channel in found[name]) <= 8, name
@@ -74,13 +74,13 @@ def test_what_is_handed_back_computes_what_was_trained(init: str, monkeypatch: p
 def test_zeros_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     train_here(monkeypatch)
     nodes = []
-    for node in toy_graph().nodes:
+    for node in small_graph().nodes:
         if node.op == "Conv2D":
             array = node.weights["kernel"]
             sparse = np.where(np.abs(array) > np.median(np.abs(array)), array, 0).astype(np.float32)
             node = dataclasses.replace(node, weights={**node.weights, "kernel": sparse})
         nodes.append(node)
-    graph = dataclasses.replace(toy_graph(), nodes=tuple(nodes))
+    graph = dataclasses.replace(small_graph(), nodes=tuple(nodes))
     training = dataclasses.replace(TRAINING, learning_rate=1e-3)
     result = cluster(graph, Clustering(16, keep_zeros=True), training, data())
     for layer in result.layers:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -51,32 +52,56 @@ def weights(graph: Graph) -> dict[str, np.ndarray]:
     return {f"{node.name} {name}": value for node in graph.nodes for name, value in node.weights.items()}
 
 
-class _Killed(Exception):
-    pass
+@pytest.fixture(scope="module")
+def plain(graph: Graph, examples: tuple[Examples, Examples], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A training of two epochs as it is by default, its folder, and what it told."""
+    folder, told = tmp_path_factory.mktemp("plain"), list[Mapping[str, float]]()
+    return run(graph, examples, folder, tell=told.append), folder, told
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 5])
-def test_a_training_that_dies_at_any_step_goes_on_from_there(
-    graph: Graph, examples: tuple[Examples, Examples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    settings: dict[str, Any] = {"ema": 0.9, "mosaic": 0.5, "scale": 0.3, "color": 1.0, "optimizer": "adamw", "seed": 7}
-    whole = run(graph, examples, **settings)
-    monkeypatch.setattr(fitting, "_SECONDS_BETWEEN_STATES", 0.0)
+@pytest.fixture(scope="module")
+def one_epoch(graph: Graph, examples: tuple[Examples, Examples]) -> dict[str, np.ndarray]:
+    """Weights after one epoch."""
+    return weights(run(graph, examples, epochs=1).graph)
+
+
+INTERRUPTED: dict[str, Any] = {
+    "ema": 0.9, "mosaic": 0.5, "scale": 0.3, "color": 1.0, "optimizer": "adamw", "seed": 7
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def interrupted(graph: Graph, examples: tuple[Examples, Examples], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a whole training comes to, which saved nothing; and a folder with what one leaves that dies behind each of
+    its steps, by number."""
+    whole = run(graph, examples, **INTERRUPTED)
+    left, folder = tmp_path_factory.mktemp("left"), tmp_path_factory.mktemp("folder")
     save = checkpoint.save_state
 
-    def save_and_die(folder: Path, variables: Any, facts: Mapping[str, Any]) -> None:
-        save(folder, variables, facts)
-        if facts["step"] >= step:
-            raise _Killed
+    def save_and_copy(place: Path, variables: Any, facts: Mapping[str, Any]) -> None:
+        save(place, variables, facts)
+        shutil.copytree(place, left / str(facts["step"]))
 
-    monkeypatch.setattr(checkpoint, "save_state", save_and_die)
-    with pytest.raises(_Killed):
-        run(graph, examples, tmp_path, **settings)
-    monkeypatch.setattr(checkpoint, "save_state", save)
-    told = checkpoint.told(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "_SECONDS_BETWEEN_STATES", 0.0)
+        patch.setattr(checkpoint, "save_state", save_and_copy)
+        run(graph, examples, folder, **INTERRUPTED)
+    return whole, left
+
+
+def test_every_step_is_saved_but_the_first(interrupted: tuple[Any, Path]) -> None:
     # The first step is told of by the second: no state is saved of it alone.
-    assert told is not None and told["step"] == max(step, 2)
-    resumed = run(graph, examples, tmp_path, **settings)
+    assert sorted(path.name for path in interrupted[1].iterdir()) == ["2", "3", "4", "5", "6"]
+
+
+@pytest.mark.parametrize("step", [2, 3, 4, 5])
+def test_a_training_that_dies_at_any_step_goes_on_from_there(
+    graph: Graph, examples: tuple[Examples, Examples], interrupted: tuple[Any, Path], step: int
+) -> None:
+    whole, folder = interrupted[0], interrupted[1] / str(step)
+    told = checkpoint.told(folder)
+    assert told is not None and told["step"] == step
+    resumed = run(graph, examples, folder, **INTERRUPTED)
     assert resumed.facts["steps"] == whole.facts["steps"] == 2 * 12 // 4
     for key in ("loss", "val_loss", "map"):
         one, other = ([epoch[key] for epoch in found.facts["history"]] for found in (whole, resumed))
@@ -87,11 +112,11 @@ def test_a_training_that_dies_at_any_step_goes_on_from_there(
 
 
 def test_a_finished_training_is_not_trained_again(
-    graph: Graph, examples: tuple[Examples, Examples], tmp_path: Path
+    graph: Graph, examples: tuple[Examples, Examples], plain: tuple[Any, Path, list[Any]]
 ) -> None:
-    first = run(graph, examples, tmp_path)
+    first, folder, _ = plain
     told: list[Mapping[str, float]] = []
-    again = run(graph, examples, tmp_path, tell=told.append)
+    again = run(graph, examples, folder, tell=told.append)
     assert told == [] and again.facts["history"] == first.facts["history"]
     assert all(np.array_equal(weights(again.graph)[name], value) for name, value in weights(first.graph).items())
 
@@ -107,21 +132,20 @@ def test_frozen_layers_stay(graph: Graph, examples: tuple[Examples, Examples]) -
 
 
 def test_statistics_that_are_frozen_stay_while_all_else_learns(
-    graph: Graph, examples: tuple[Examples, Examples]
+    graph: Graph, examples: tuple[Examples, Examples], one_epoch: dict[str, np.ndarray]
 ) -> None:
-    before = weights(graph)
-    after, measured = (
-        weights(run(graph, examples, freeze_statistics=frozen, epochs=1).graph) for frozen in (True, False)
-    )
+    before, measured = weights(graph), one_epoch
+    after = weights(run(graph, examples, freeze_statistics=True, epochs=1).graph)
     statistics = {name for name in before if name.endswith(("moving_mean", "moving_variance"))}
     assert statistics and all(np.array_equal(before[name], after[name]) for name in statistics)
     assert not any(np.array_equal(before[name], after[name]) for name in set(before) - statistics)
     assert not any(np.array_equal(before[name], measured[name]) for name in statistics)
 
 
-def test_the_average_of_weights_lags_behind_them(graph: Graph, examples: tuple[Examples, Examples]) -> None:
-    plain, averaged = (weights(run(graph, examples, ema=ema, epochs=1).graph) for ema in (None, 0.99))
-    before = weights(graph)
+def test_the_average_of_weights_lags_behind_them(
+    graph: Graph, examples: tuple[Examples, Examples], one_epoch: dict[str, np.ndarray]
+) -> None:
+    before, plain, averaged = weights(graph), one_epoch, weights(run(graph, examples, ema=0.99, epochs=1).graph)
     for name, value in before.items():
         # Steps 1 to 3 are mixed in with at least 1 - 1/10, 1 - 2/11 and 1 - 3/12: the first weights count little, but
         # they count, and so do those between.
@@ -234,11 +258,8 @@ def test_sixteen_bits_train_too(
     assert all(value.dtype == np.float32 for value in weights(found.graph).values())
 
 
-def test_the_time_left_leaves_out_the_slow_first_step(
-    graph: Graph, examples: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[Mapping[str, float]] = []
-    run(graph, examples, tell=told.append)
+def test_the_time_left_leaves_out_the_slow_first_step(plain: tuple[Any, Path, list[Mapping[str, float]]]) -> None:
+    *_, told = plain
     # A first estimate comes with the second step, whatever the clock says.
     assert told[0]["epoch"] == pytest.approx(2 / 3) and 0 <= told[0]["seconds_left"] < told[0]["seconds"]
 
@@ -283,9 +304,12 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 sys.path.insert(0, tests)
 import keras
 import squares
+from toolchain import fit as fitting
 from toolchain.fit import fit
 from toolchain.training import Training
 from toolchain.training_data import split_examples
+# The state of every step is kept.
+fitting._SECONDS_BETWEEN_STATES = 0.0
 # Each device has batch statistics of its own part: without batch norms all compute the same.
 squares.LAYER = squares.LAYER.replace("batch_normalize=1", "")
 graph = squares.toy_graph(Path(folder))
@@ -301,15 +325,16 @@ print(json.dumps({**found.facts, "weights": total}))
 @pytest.mark.slow
 def test_several_devices_share_a_batch_and_learn_the_same(tmp_path: Path) -> None:
     write_squares(tmp_path, {"train": 12, "val": 3})
-    one, two = (
-        json.loads(
-            subprocess.run(
-                [sys.executable, "-c", _SEVERAL, str(Path(__file__).parent), str(tmp_path), str(devices)],
-                check=True, capture_output=True, cwd=Path(__file__).parents[1],
-            ).stdout.splitlines()[-1]
+    command = [sys.executable, "-c", _SEVERAL, str(Path(__file__).parent), str(tmp_path)]
+    children = [
+        subprocess.Popen(
+            [*command, str(devices)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1]
         )
         for devices in (1, 2)
-    )  # fmt: skip
+    ]
+    texts = [child.communicate()[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    one, two = (json.loads(text.splitlines()[-1]) for text in texts)
     values = [[epoch["loss"] for epoch in found["history"]] for found in (one, two)]
     # Sums in another order; Adam, which divides by the root of small squares, spreads that from step to step.
     assert values[1][0] == pytest.approx(values[0][0], rel=1e-5)

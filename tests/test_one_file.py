@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from run_here import run_here
 
 from deploy.command_line import exit_code
 from deploy.model_file import read
@@ -41,7 +42,8 @@ def convert(folder: Path, model: str, *options: str, head: str = HEAD) -> int:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 @pytest.mark.parametrize("model", ["net.keras", "net.h5"])
-def test_a_keras_file_with_its_head(tmp_path: Path, model: str) -> None:
+def test_a_keras_file_with_its_head(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_here(monkeypatch)
     write_keras(tmp_path / model, with_lambda=False)
     assert convert(tmp_path, model) == 0
     contract = read(tmp_path / "out.tflite")[1]
@@ -81,7 +83,10 @@ def test_the_summary_has_one_line_for_each_reason() -> None:
 
 
 @pytest.mark.slow
-def test_an_open_input_size_stands_in_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_open_input_size_stands_in_the_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_here(monkeypatch)
     write_keras(tmp_path / "net.keras", with_lambda=False, side=None)
     assert convert(tmp_path, "net.keras") == 1
     assert "input: {size: [height, width]}" in capsys.readouterr().err.strip().splitlines()[-1]

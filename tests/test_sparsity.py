@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deploy.errors import InputError
 from file_kernels import file_kernels
-from small_training import TRAINING, data, train_here
+from small_training import TRAINING, data, small_graph, train_here
 from toolchain.convert import convert
 from toolchain.graph import Graph
 from toolchain.kernel_report import packed_bytes, share_of_zeros
@@ -31,6 +31,7 @@ def test_every_layer_in_scope_gets_its_share_of_zeros_and_they_reach_the_file(
     with monkeypatch.context() as patch:
         train_here(patch)
         result = sparsify(graph, Sparsity(0.8, exclude=("near",)), TRAINING, data())
+        convert(result.graph, "float32", tmp_path / "sparse.tflite")
     reasons = {layer.name: layer.reason for layer in result.layers if layer.reason}
     assert reasons == {"near": "left out by the scope", "far": PREDICTS, "depthwise": DEPTHWISE}
     for layer in result.layers:
@@ -47,7 +48,6 @@ def test_every_layer_in_scope_gets_its_share_of_zeros_and_they_reach_the_file(
     assert (before, after) == (packed_bytes(graph), packed_bytes(result.graph)) and after < 0.6 * before
     assert result.notes[0].startswith("sparsity makes the compressed file smaller and nothing faster")
     assert f"{after / 1e6:.2f} MB after gzip, {before / 1e6:.2f} MB before" in result.notes[0]
-    convert(result.graph, "float32", tmp_path / "sparse.tflite")
     names = ("conv_0", "conv_1", "grouped", "depthwise", "conv_2", "conv_3")
     for name, found in zip(names, file_kernels(tmp_path / "sparse.tflite"), strict=False):
         if name != "depthwise":
@@ -71,7 +71,7 @@ def test_two_of_four_input_channels_are_zero(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_smallest_weights_go(monkeypatch: pytest.MonkeyPatch) -> None:
     train_here(monkeypatch)
-    graph = toy_graph()
+    graph = small_graph()
     # Hardly a step: the order of the weights stays.
     still = dataclasses.replace(TRAINING, learning_rate=1e-12, epochs=1)
     result = sparsify(graph, Sparsity(0.5, include=("conv_1",)), still, data())

@@ -1,5 +1,8 @@
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,12 +11,9 @@ import numpy as np
 import pytest
 
 from deploy.errors import GraphError, InputError
-from small_training import PICTURES, TRAINING, data, train_here
-from toolchain import graph_file
-from toolchain.clustering import Clustering, cluster
+from small_training import PICTURES, TRAINING, data, small_graph, train_here
+from toolchain import child_process
 from toolchain.graph import Graph
-from toolchain.quantization_aware import QuantizationAware, quantization_aware
-from toolchain.sparsity import Sparsity, sparsify
 from toolchain.tfmot_training import (
     Wrapped,
     _Clock,
@@ -54,8 +54,8 @@ def weights(graph: Graph) -> dict[tuple[str, str], np.ndarray]:
 def test_the_loss_gets_lower_and_all_weights_move(monkeypatch: pytest.MonkeyPatch) -> None:
     train_here(monkeypatch)
     told: list[Mapping[str, float]] = []
-    graph = toy_graph()
-    longer = dataclasses.replace(TRAINING, epochs=8, learning_rate=1e-3)
+    graph = small_graph()
+    longer = dataclasses.replace(TRAINING, epochs=8, learning_rate=1e-2)
     changed, facts = trained(graph, longer, told)
     first, *_, last = facts["history"]
     assert last["loss"] < first["loss"] / 2 and last["val_loss"] < first["val_loss"] / 2
@@ -73,7 +73,7 @@ def test_the_loss_gets_lower_and_all_weights_move(monkeypatch: pytest.MonkeyPatc
 
 def test_frozen_layers_and_their_statistics_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     train_here(monkeypatch)
-    graph = toy_graph()
+    graph = small_graph()
     changed, _ = trained(graph, dataclasses.replace(TRAINING, epochs=2, freeze=("conv_0 ~ conv_1_activation",)))
     frozen = {"conv_0", "conv_0_bn", "conv_1", "conv_1_bn"}
     before, after = weights(graph), weights(changed)
@@ -88,15 +88,15 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(monkeypatch: pytest.
     # A dropout would make them differ.
     plain = [
         dataclasses.replace(node, attributes={"rate": 0.0}) if node.name == "dropout" else node
-        for node in toy_graph().nodes
+        for node in small_graph().nodes
     ]
-    graph = dataclasses.replace(toy_graph(), nodes=tuple(plain))
+    graph = dataclasses.replace(small_graph(), nodes=tuple(plain))
     # The loss has a kink where the two agree: any step leads away from it.
     still = dataclasses.replace(DISTIL, learning_rate=1e-9)
     _, same = trained(graph, still, steady=True, teacher=graph)
     assert all(abs(epoch["loss"]) < 1e-3 and abs(epoch["val_loss"]) < 1e-3 for epoch in same["history"])
     assert "map" not in same["history"][0]
-    _, other = trained(graph, still, steady=True, teacher=toy_graph("mish"))
+    _, other = trained(graph, still, steady=True, teacher=small_graph("tanh"))
     assert all(epoch["loss"] > 1 and epoch["val_loss"] > 1 for epoch in other["history"])
 
 
@@ -105,7 +105,7 @@ def test_only_kernels_decay(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> 
     train_here(monkeypatch)
     monkeypatch.setattr("toolchain.distillation.objective", lambda graph, training: _nothing_to_learn)
     settings = {"optimizer": optimizer, "learning_rate": 0.1, "weight_decay": 0.5, "warmup": 0.0, "clip": None}
-    graph = toy_graph()
+    graph = small_graph()
     changed, _ = trained(graph, dataclasses.replace(TRAINING, **settings), steady=True)
     # Of four steps one warms up, at a step size of 0; a cosine goes over the other three. Each takes the share
     # step size * decay.
@@ -129,21 +129,49 @@ def test_a_training_that_diverges_ends_with_a_sentence(monkeypatch: pytest.Monke
         trained(toy_graph(), dataclasses.replace(TRAINING, learning_rate=10.0, clip=None, warmup=0.0))
 
 
+_SEEDED = """
+import dataclasses, importlib, json, sys
+from pathlib import Path
+from small_training import TRAINING, small_graph
+from toolchain import child_process, graph_file
+from toolchain.clustering import Clustering, cluster
+from toolchain.quantization_aware import QuantizationAware, quantization_aware
+from toolchain.sparsity import Sparsity, sparsify
+from toolchain.training import PictureFolder, TrainingData
+
+def run(function, arguments, place, *, step, gpu=False):
+    # As in a child of its own: JSON in, JSON out.
+    module, _, name = function.partition(":")
+    return json.loads(json.dumps(getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))))
+
+child_process.run = run
+folder, scenes, seeds = sys.argv[1:]
+data = TrainingData((PictureFolder(Path(scenes), "train"),), (PictureFolder(Path(scenes), "val"),))
+for stage, settings in ((sparsify, Sparsity(0.5)), (cluster, Clustering(8)), (quantization_aware, QuantizationAware())):
+    for seed in map(int, seeds.split()):
+        graph = stage(small_graph(), settings, dataclasses.replace(TRAINING, seed=seed), data).graph
+        graph_file.save(graph, Path(folder) / f"{stage.__name__}_{seed}")
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sparsify", "cluster", "quantization_aware"])
-def test_the_same_settings_give_the_same_bytes(stage: str, tmp_path: Path) -> None:
-    run: Callable[[Training], Graph] = {
-        "sparsify": lambda training: sparsify(toy_graph(), Sparsity(0.5), training, data()).graph,
-        "cluster": lambda training: cluster(toy_graph(), Clustering(8), training, data()).graph,
-        "quantization_aware": lambda training: quantization_aware(
-            toy_graph(), QuantizationAware(), training, data()
-        ).graph,
-    }[stage]
-    files = []
-    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
-        graph_file.save(run(dataclasses.replace(TRAINING, seed=seed)), tmp_path / name)
-        files.append((tmp_path / name).read_bytes())
-    assert files[0] == files[1] != files[2]
+def test_the_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
+    # Two processes side by side, each with all stages one after the other: TensorFlow starts twice, not nine times.
+    root, scenes = Path(__file__).parents[1], data().train[0].folder
+    environment = {**os.environ, **child_process._ENVIRONMENT, **child_process._NO_GPU}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "tests")])
+    children = []
+    for name, seeds in (("one", "3"), ("two", "3 4")):
+        (tmp_path / name).mkdir()
+        command = [sys.executable, "-c", _SEEDED, str(tmp_path / name), str(scenes), seeds]
+        children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    words = [child.communicate()[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], words
+    for stage in ("sparsify", "cluster", "quantization_aware"):
+        one, two, other = (
+            (tmp_path / place / f"{stage}_{seed}").read_bytes() for place, seed in (("one", 3), ("two", 3), ("two", 4))
+        )
+        assert one == two != other, stage
 
 
 def test_what_cannot_be_trained_is_refused() -> None:

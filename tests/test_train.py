@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deploy.errors import GraphError, InputError
+from run_here import run_here
 from squares import squares_data, toy_graph, write_squares
 from toolchain import checkpoint, graph_file
 from toolchain.darknet_reader import read_darknet
@@ -82,10 +84,14 @@ def test_only_the_weights_change(graph: Graph, run: Run) -> None:
 @pytest.mark.slow
 def test_the_same_settings_give_the_same_weights(graph: Graph, squares: Path) -> None:
     training = Training(epochs=2, batch=8, seed=3, mosaic=0.5, color=1.0, scale=0.5)
-    one, two, other = (
-        [value for node in train(graph, settings, squares_data(squares)).graph.nodes for value in node.weights.values()]
-        for settings in (training, training, dataclasses.replace(training, seed=4))
-    )
+
+    def weights(settings: Training) -> list[np.ndarray]:
+        trained = train(graph, settings, squares_data(squares)).graph
+        return [value for node in trained.nodes for value in node.weights.values()]
+
+    # Two processes at a time.
+    with ThreadPoolExecutor(2) as pool:
+        one, two, other = pool.map(weights, (training, training, dataclasses.replace(training, seed=4)))
     assert all(np.array_equal(*pair) for pair in zip(one, two, strict=True))
     assert not any(np.array_equal(*pair) for pair in zip(one, other, strict=True))
 
@@ -106,18 +112,20 @@ train(graph_file.load(Path({graph!r})), Training(**{settings!r}), squares_data(P
 @pytest.mark.slow
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(graph: Graph, squares: Path, tmp_path: Path) -> None:
     settings = {"epochs": 12, "batch": 4, "seed": 5, "ema": 0.9, "mosaic": 0.5}
-    whole = train(graph, Training(**settings), squares_data(squares))
     graph_file.save(graph, tmp_path / "graph.zip")
     script = _KILLED.format(
         tests=str(Path(__file__).parent), graph=str(tmp_path / "graph.zip"), settings=settings, data=str(squares),
         folder=str(tmp_path / "kept"),
     )  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
-    deadline = time.monotonic() + 120
-    while (checkpoint.told(tmp_path / "kept") or {"step": 0})["step"] < 24 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(train, graph, Training(**settings), squares_data(squares))
+        process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+        deadline = time.monotonic() + 240
+        while (checkpoint.told(tmp_path / "kept") or {"step": 0})["step"] < 24 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        whole = running.result()
     state = checkpoint.told(tmp_path / "kept")
     assert state is not None and 24 <= state["step"] < 144, "it was to be killed in its middle"
     best = train(graph, Training(**settings), squares_data(squares), checkpoint_folder=tmp_path / "kept", use_best=True)
@@ -131,7 +139,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(graph: Graph, squa
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_its_teacher_without_labels(run: Run, squares: Path, tmp_path: Path) -> None:
+def test_a_student_learns_from_its_teacher_without_labels(
+    run: Run, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     teacher = run[0].graph
     student = toy_graph(tmp_path, layers=((6, 2), (12, 2), (16, 2), (24, 1)), seed=2)
     pictures = (PictureFolder(squares / "JPEGImages", labelled=False),)
@@ -142,6 +152,7 @@ def test_a_student_learns_from_its_teacher_without_labels(run: Run, squares: Pat
     assert min(losses) < losses[0] / 5
     # What it learned is what the labels say, which it never saw.
     alone = Training(epochs=1, batch=8, learning_rate=1e-12, warmup=0.0, flip=False)
+    run_here(monkeypatch)
     judged = train(taught.graph, alone, squares_data(squares))
     assert judged.facts["history"][0]["map"] > 0.9
 

@@ -267,7 +267,8 @@ class _Watch(keras.callbacks.Callback):
             self.tell(self.facts(self._run.step / per_epoch, self.loss))
         if now - self._saved >= _SECONDS_BETWEEN_STATES and not ends_epoch:
             getattr(self.model, "jax_state_sync", lambda: None)()
-            self._run.loss_so_far = [float(one) for one in self.model.metrics[0].variables]
+            # Of several devices each has its own part of the mean, and no float: a sum is that of all.
+            self._run.loss_so_far = [float(one + 0.0) for one in self.model.metrics[0].variables]
             self._run.save()
             self._saved = time.monotonic()
 
