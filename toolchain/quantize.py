@@ -95,14 +95,14 @@ def quantize(
         raise InputError("int8 needs calibration pictures: none were given; name a folder of them")
     with child_process.folder() as place:
         result = place / "quantized.tflite"
-        if graph is not None:
+        if chosen and graph is not None:
             graph_file.save(graph, place / "graph")
         arguments = {
             "float_file": str(float_file),
             "precision": precision,
             "result": str(result),
             "original": str(original or float_file),
-            "graph": None if graph is None else str(place / "graph"),
+            "graph": str(place / "graph"),
             "pictures": [str(path) for path in chosen],
             "validation": [str(path) for path in validation],
             "int8": dataclasses.asdict(int8),
@@ -126,14 +126,13 @@ def _told(progress: Callable[[float, float], object] | None) -> Callable[[Mappin
 
 
 def quantize_in_child(
-    float_file: str, precision: str, result: str, original: str, graph: str | None, pictures: Sequence[str],
+    float_file: str, precision: str, result: str, original: str, graph: str, pictures: Sequence[str],
     validation: Sequence[str], int8: dict[str, Any], told: str,
 ) -> dict[str, Any]:  # fmt: skip
     content = Path(float_file).read_bytes()
     if not precision.startswith("int8"):
         Path(result).write_bytes(quantized(content, precision))
         return dataclasses.asdict(Calibration())
-    assert graph is not None
     from toolchain.mixed_precision import mixed
 
     network, settings = graph_file.load(Path(graph)), Int8(**int8)
