@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_stages
 import pytest
 from fake_stages import runs
+from voc_folder import xml
 
 from deploy.errors import InputError, VerificationError
 from toolchain import build, cache, jobs
@@ -566,6 +567,7 @@ def write_voc(folder: Path, **splits: str) -> None:
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(ids))
         for picture_id in ids:
             (folder / "JPEGImages" / f"{picture_id}.jpg").write_text(f"picture {picture_id}")
+            (folder / "Annotations" / f"{picture_id}.xml").write_text(xml((40, 20), [("cat", (1, 1, 40, 20), 0)]))
 
 
 def kept(place: Path, job: str, name: str = "graph.zip") -> str:

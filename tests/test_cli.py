@@ -155,7 +155,7 @@ def test_a_long_job_is_named_while_it_runs(monkeypatch: pytest.MonkeyPatch, caps
 
         return real(0.0, tell)
 
-    def slow(*_: object, clients: tuple[str, ...], started: Callable[[str], None]) -> dict[str, object]:
+    def slow(*_: object, started: Callable[[str], None], **others: object) -> dict[str, object]:
         started("convert")
         assert told.wait(60)
         return {"summary": ["done"]}

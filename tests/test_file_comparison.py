@@ -26,7 +26,8 @@ from toolchain.stage_work import Work
 def _compared(which: str, against: str = "float32", count: int = 4) -> dict[str, Any]:
     folder = converted()
     pictures = sorted((folder / "pictures").glob("*.png"))[:count]
-    return compare_files(folder / f"{which}.tflite", folder / f"{against}.tflite", pictures)
+    files = folder / f"{which}.tflite", folder / f"{against}.tflite"
+    return compare_files(*files, pictures, scaled=which == "int8")
 
 
 def test_a_file_is_what_it_is() -> None:
@@ -101,7 +102,7 @@ def test_the_stage_of_a_build_gives_what_the_files_are_and_not_where(tmp_path: P
     stage_work.save(toy_graph(), tmp_path)
     inputs["graph"] = Result(tmp_path, (), "", {}, 0.0, False, "", "")
     told: list[tuple[float, float]] = []
-    facts = stages.compare(Work({}, inputs, tmp_path, lambda done, total, text="": told.append((done, total))))
+    facts = stages.compare(Work({"scaled": True}, inputs, tmp_path, lambda done, total, text="": told.append((done, total))))
     assert {layer["dtype"] for layer in facts["layers"]} == {"int8"} and facts["notes"] == []
     assert told == [(1, 2), (2, 2)] and str(tmp_path) not in json.dumps(facts)
 
@@ -129,12 +130,12 @@ def test_a_layer_that_overflows_is_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     picture = str(sorted((folder / "pictures").glob("*.png"))[0])
     add = file_comparison._add
 
-    def overflowing(sums: Any, found: np.ndarray, expected: np.ndarray, span: Any) -> None:
-        add(sums, found, np.full_like(expected, np.inf) if expected.shape[-1] == 80 else expected, span)
+    def overflowing(sums: Any, found: np.ndarray, expected: np.ndarray, *told: Any) -> None:
+        add(sums, found, np.full_like(expected, np.inf) if expected.shape[-1] == 80 else expected, *told)
 
     monkeypatch.setattr(file_comparison, "_add", overflowing)
     files = str(folder / "int8.tflite"), str(folder / "float32.tflite")
-    found = file_comparison.compare_in_child(*files, [picture], str(folder / "told.jsonl"), None)
+    found = file_comparison.compare_in_child(*files, [picture], str(folder / "told.jsonl"), None, False)
     # joined has 48 + 32 channels.
     (warning,) = (text for text in found["warnings"] if "not finite" in text)
     assert warning.startswith("'joined_1/concat") and warning.endswith("it is not compared")
@@ -148,7 +149,7 @@ def test_what_is_cut_off_or_saturated_is_said() -> None:
     expected = np.array([[-30.0, -2.0, 0.0, 2.0]], np.float32)
     found = np.array([[-1.0, -1.0, 0.0, 1.0]], np.float32)
     # It holds -1 to 1 in steps of 0.5: three of four are more than a quarter beyond.
-    file_comparison._add(sums, found, expected, (-1.0, 1.0, 0.5))
+    file_comparison._add(sums, found, expected, (-1.0, 1.0, 0.5), None)
     assert sums.clipped == 3 / 4
     assert (sums.saturated, sums.saturated_reference) == (0, 1 / 4)
     assert (sums.low, sums.high) == (-30.0, 2.0)

@@ -43,9 +43,10 @@ def test_int8_input_keeps_the_exact_grid_of_pixels() -> None:
 def test_input_range_follows_mean_and_std(tmp_path: Path) -> None:
     graph = toy_graph()
     assert graph.input is not None
-    described = dataclasses.replace(graph.input, mean=(127.5,) * 3, std=(127.5, 100.0, 127.5))
+    entry = dataclasses.replace(graph.input, mean=(127.5,) * 3, std=(127.5, 100.0, 127.5))
     pictures = write_pictures(tmp_path / "pictures", 2)
-    quantize(converted() / "float32.tflite", "int8", tmp_path / "m.tflite", input=described, pictures=pictures)
+    described = dataclasses.replace(graph, input=entry)
+    quantize(converted() / "float32.tflite", "int8", tmp_path / "m.tflite", graph=described, pictures=pictures)
     (image,) = Model((tmp_path / "m.tflite").read_bytes()).inputs
     # The widest channel spans -1.275 to 1.275.
     assert image.scale == pytest.approx(2 * 1.275 / 255, rel=1e-6)
@@ -88,17 +89,11 @@ def test_pictures_that_cannot_be_read_are_skipped_and_told(tmp_path: Path) -> No
     assert not (tmp_path / "none.tflite").exists()
 
 
-def test_ranges_are_means_inside_and_the_whole_at_outputs() -> None:
-    found = module._ranges({"inner": [(-1.0, 2.0), (-3.0, 4.0)], "out": [(-1.0, 2.0), (-3.0, 4.0)]}, {"out"})
-    assert (found["inner"]["min"], found["inner"]["max"]) == (-2.0, 3.0)
-    assert (found["out"]["min"], found["out"]["max"]) == (-3.0, 4.0)
-
-
 def test_an_operation_without_integers_is_refused_by_name(tmp_path: Path) -> None:
     """As litert-quantizer leaves it: here without the detour that gives LEAKY_RELU its int8 kernel."""
     content = (converted() / "dynamic.tflite").read_bytes()
     with pytest.raises(ConversionError, match="integers throughout: .*CONV_2D at"):
-        module._refuse_floats(content)
+        module._refuse_floats(content, frozenset())
 
 
 def test_the_detour_changes_codes_and_nothing_else() -> None:
