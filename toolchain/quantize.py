@@ -10,7 +10,7 @@ after equalization.py has brought the channels to one size.
 | float16         | in float, on weights of 16 bits                                                            |
 | dynamic         | with int8 weights and inputs quantized anew in each run; float between                     |
 | int8            | with integers throughout                                                                   |
-| int8_float_head | with integers, but the convolutions that write the outputs, which are float32           |
+| int8_float_head | with integers, but the convolutions that write the outputs, which are float32              |
 | int8_mixed      | with integers, but the layers that cost the detections most: see mixed_precision.py        |
 
 litert-quantizer has no rule for some operations whose int8 kernels exist and take free scales, and would leave a float
