@@ -20,6 +20,7 @@ from toolchain.convert import convert
 from toolchain.intermediates import Intermediates
 from toolchain.package import package
 from toolchain.quantize import Int8, evenly_spaced, prepare, quantize
+from toolchain.verify import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:Warning. Enabling .experimental_preserve_all_tensors")
 
@@ -216,6 +217,25 @@ def test_a_mixture_says_how_it_was_measured_and_how_far_it_is(forms: dict[str, P
     assert notes[1].startswith("0 of 14 convolutions stay float: int8 throughout loses ")
     assert notes[2] == "the loss was measured on the calibration's own pictures, for want of others"
     assert Detector(forms["mixed.tflite"]).contract.precision == "int8_mixed"
+
+
+@pytest.mark.parametrize("name", ["float_io", "float_head", "mixed"])
+def test_every_form_is_verified_against_the_model(forms: dict[str, Path], name: str) -> None:
+    content = forms[f"bare_{name}.tflite"].read_bytes()
+    contract = Detector(forms[f"{name}.tflite"]).contract
+    reference = converted() / "reference.npz"
+    plain = Detector(forms["plain.tflite"]).contract
+    before = (converted() / "int8.tflite").read_bytes()
+    files = (content, contract), (before, plain)
+    found, other = (verify(toy_graph(), one, told, reference=reference) for one, told in files)
+    assert len(found.outputs) == 2 * 4
+    for one, two in zip(found.outputs, other.outputs, strict=True):
+        if name == "float_head":
+            # What was rounded before remains; but the outputs have no steps.
+            assert one.measured >= one.bound == two.bound and one.steps == 0.0 < two.steps
+        else:
+            # Equal integers; a step and a zero point are multiplied in float32, in other orders.
+            assert one.measured == pytest.approx(two.measured, rel=1e-4)
 
 
 def test_without_equalization_nothing_is_scaled(forms: dict[str, Path]) -> None:
