@@ -280,9 +280,14 @@ def a_sum_with_a_constant(net: Net) -> list[int]:
     return [net.conv("out", net.add("sum", first, offset), 3)]
 
 
+def joined_with_a_constant(net: Net) -> list[int]:
+    first = net.conv("first", net.image, 4)
+    return [net.conv("out", net.concat("both", first, net.constant("more", np.ones((1, SIDE, SIDE, 2)))), 3)]
+
+
 STAYING = (
     fused_relu6, silu, one_kernel_for_two, an_output_that_is_read_on, several_outputs_a_channel, in_groups,
-    a_sum_with_what_stays, joined_with_what_stays, a_sum_with_a_constant,
+    a_sum_with_what_stays, joined_with_what_stays, a_sum_with_a_constant, joined_with_a_constant,
 )  # fmt: skip
 
 
