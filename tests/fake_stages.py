@@ -126,6 +126,9 @@ def convert(work: Work) -> Facts:
 def quantize(work: Work) -> Facts:
     calibrated = " ".join(path.read_text() for path in work.paths("pictures"))
     content = f"{work.settings['precision']} {work.file('float32', stages.TFLITE).read_text()} {calibrated}"
+    if "validation" in work.inputs:
+        looked = " ".join(path.read_text() for path in work.paths("validation"))
+        content += f" measured on {looked} {json.dumps(work.settings['int8'], sort_keys=True)}"
     _write(work, "quantize", stages.TFLITE, content)
     calibration = {"used": len(work.paths("pictures")), "skipped": [], "rule": "mean", "scaled_convolutions": 0}
     return {"notes": [], "calibration": calibration}

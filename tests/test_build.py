@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_stages
 import pytest
 from fake_stages import runs
+from voc_folder import xml
 
 from deploy.errors import InputError, VerificationError
 from toolchain import build, cache, jobs
@@ -96,6 +97,33 @@ def test_an_int8_file_is_compared_with_the_builds_own_float_file(place: Path) ->
     report = run(place, "compare")
     assert "layers" not in report["files"][1] and outputs(place)["net_int8.tflite"] == before
     assert "The stage compare was skipped." in (place / "out" / "report.md").read_text()
+
+
+def test_a_loss_that_is_allowed_adds_a_mixed_file(place: Path) -> None:
+    before = run(place)
+    own = outputs(place)
+    runs()
+    edit(place, "name: net\n", "name: net\nint8: {max_map_loss: 0.01}\n")
+    report = run(place)
+    assert [file["path"] for file in report["files"]] == [
+        "net_float32.tflite", "net_int8.tflite", "net_int8_mixed.tflite"
+    ]  # fmt: skip
+    # int8 itself is quantized as before; its lineage tells of the recipe's new key.
+    ran = runs()
+    assert ran.count("quantize") == 1 and ran.count("convert") == 0 and "quantize int8" not in reasons(report)
+    assert outputs(place)["net_float32.tflite"] == own["net_float32.tflite"]
+    # It is compared with the float file, verified and measured like the others.
+    mixed = report["files"][2]
+    assert mixed["layers"]["pictures"] == 3 and mixed["verification"] and mixed["latency"]["p50_ms"] > 0
+    assert (mixed["precision"], mixed["calibration"]["used"]) == ("int8_mixed", 3)
+    # Three of five pictures calibrate it; the loss is measured on the other two.
+    text = (place / "out" / "net_int8_mixed.tflite").read_text()
+    assert text.startswith("int8_mixed float32 ") and "photo 0 photo 1 photo 3 measured on photo 2 photo 4 {" in text
+    assert '"max_map_loss": 0.01' in text and '"max_map_loss": 0.005' not in text
+    assert "net_int8_mixed.tflite" in (place / "out" / "report.md").read_text()
+    edit(place, "max_map_loss: 0.01", "max_map_loss: 0.02")
+    assert set(reasons(run(place))) >= {"quantize int8_mixed", "package int8_mixed"} and "quantize" in runs()
+    assert [file["path"] for file in before["files"]] == ["net_float32.tflite", "net_int8.tflite"]
 
 
 def test_eight_pictures_are_enough_to_compare_on(place: Path) -> None:
@@ -566,6 +594,7 @@ def write_voc(folder: Path, **splits: str) -> None:
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(ids))
         for picture_id in ids:
             (folder / "JPEGImages" / f"{picture_id}.jpg").write_text(f"picture {picture_id}")
+            (folder / "Annotations" / f"{picture_id}.xml").write_text(xml((40, 20), [("cat", (1, 1, 40, 20), 0)]))
 
 
 def kept(place: Path, job: str, name: str = "graph.zip") -> str:

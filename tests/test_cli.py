@@ -24,6 +24,7 @@ from deploy.command_line import exit_code
 from deploy.model_file import read
 from toolchain import build, jobs
 from toolchain.cli import slimdet
+from toolchain.quantize import Int8
 from toolchain.stage_work import Facts, Work
 
 DARKNET = ("convert", "a.cfg", "a.weights", "--names", "n")
@@ -126,6 +127,11 @@ def test_group() -> None:
         (["convert", "a.keras", "-o", "m.tflite"], 2, "a Keras model is MODEL --head"),
         (["convert", "a.keras", "w", "--head", "h", "-o", "m.tflite"], 2, "a Keras model is MODEL"),
         ([*DARKNET, "--precision", "int8", "-o", "m"], 2, "add --calibration DIR"),
+        ([*DARKNET, "--precision", "int8_mixed", "-o", "m"], 2, "add --calibration DIR"),
+        ([*DARKNET, "--float-io", "-o", "m"], 2, "a float32 file has float inputs and outputs anyway"),
+        ([*DARKNET, "--precision", "int8", "--calibration", ".", "--max-map-loss", "0.1", "-o", "m"], 2,
+         "--max-map-loss is for --precision int8_mixed, not int8"),
+        ([*DARKNET, "--precision", "int8_mixed", "--max-map-loss", "1.5", "-o", "m"], 2, "is not in the range"),
         ([*DARKNET, "--precision", "int4", "-o", "m"], 2, "'int4' is not one of"),
         ([*DARKNET, "-o", "a.weights"], 1, "never overwrites what it reads"),
         ([*DARKNET, "-o", "gone/m.tflite"], 1, "the folder .*gone is missing"),
@@ -156,7 +162,7 @@ def test_a_long_job_is_named_while_it_runs(monkeypatch: pytest.MonkeyPatch, caps
 
         return real(0.0, tell)
 
-    def slow(*_: object, clients: tuple[str, ...], started: Callable[[str], None]) -> dict[str, object]:
+    def slow(*_: object, started: Callable[[str], None], **others: object) -> dict[str, object]:
         started("convert")
         assert told.wait(60)
         return {"summary": ["done"]}
@@ -555,3 +561,18 @@ def test_a_recipe_that_trains_and_recovers_ends_in_verified_files(
     assert read(tmp_path / "out" / "net_float32.tflite")[1].lineage["seeds"]["finetune"] == 5
     assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 4
     assert not list((tmp_path / "out" / ".cache").glob("*/.resume-*"))
+
+
+def test_options_of_int8_reach_the_conversion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[object] = []
+
+    def convert(*_: object, int8: object, **others: object) -> dict[str, object]:
+        asked.append(int8)
+        return {"summary": ["done"]}
+
+    monkeypatch.setattr("toolchain.one_file.convert_file", convert)
+    mixed = [*DARKNET, "--precision", "int8_mixed", "--calibration", str(tmp_path), "-o", "m.tflite"]
+    assert run(*mixed) == run(*mixed, "--float-io", "--max-map-loss", "0.02") == 0
+    assert asked == [Int8(), Int8(float_io=True, max_map_loss=0.02)]
+    # Half a point, as the help says.
+    assert Int8().max_map_loss == 0.005

@@ -79,8 +79,8 @@ def test_the_notes_reach_the_caller(tmp_path: Path) -> None:
     assert (tmp_path / "m.tflite").read_bytes() == (converted() / "float16.tflite").read_bytes()
 
 
-def test_a_precision_is_one_of_four(tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="float32, float16, dynamic, int8, not 'int4'"):
+def test_a_precision_is_one_of_six(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="float16, dynamic, int8, int8_float_head, int8_mixed, not 'int4'"):
         convert(toy_graph(), "int4", tmp_path / "m.tflite")
 
 

@@ -1,5 +1,6 @@
 """Two .tflite files layer by layer: what is equal, what int8 adds, files of strangers, and files that do not match."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,19 +15,25 @@ from toy_network import converted, toy_graph, write_pictures
 
 from deploy.contract import Input
 from deploy.errors import InputError
+from deploy.picture import read_picture
+from deploy.preprocess import Preprocessor
 from toolchain import file_comparison, stage_work, stages
 from toolchain.cache import Result, Source
+from toolchain.calibration import observe
 from toolchain.cli import slimdet
 from toolchain.comparison_report import worst
 from toolchain.convert import convert
+from toolchain.equalization import equalized, scalable
 from toolchain.file_comparison import compare_files
+from toolchain.intermediates import Intermediates, channel_factors
 from toolchain.stage_work import Work
 
 
 def _compared(which: str, against: str = "float32", count: int = 4) -> dict[str, Any]:
     folder = converted()
     pictures = sorted((folder / "pictures").glob("*.png"))[:count]
-    return compare_files(folder / f"{which}.tflite", folder / f"{against}.tflite", pictures)
+    files = folder / f"{which}.tflite", folder / f"{against}.tflite"
+    return compare_files(*files, pictures, scaled=which == "int8")
 
 
 def test_a_file_is_what_it_is() -> None:
@@ -101,7 +108,8 @@ def test_the_stage_of_a_build_gives_what_the_files_are_and_not_where(tmp_path: P
     stage_work.save(toy_graph(), tmp_path)
     inputs["graph"] = Result(tmp_path, (), "", {}, 0.0, False, "", "")
     told: list[tuple[float, float]] = []
-    facts = stages.compare(Work({}, inputs, tmp_path, lambda done, total, text="": told.append((done, total))))
+    work = Work({"scaled": True}, inputs, tmp_path, lambda done, total, text="": told.append((done, total)))
+    facts = stages.compare(work)
     assert {layer["dtype"] for layer in facts["layers"]} == {"int8"} and facts["notes"] == []
     assert told == [(1, 2), (2, 2)] and str(tmp_path) not in json.dumps(facts)
 
@@ -129,12 +137,12 @@ def test_a_layer_that_overflows_is_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     picture = str(sorted((folder / "pictures").glob("*.png"))[0])
     add = file_comparison._add
 
-    def overflowing(sums: Any, found: np.ndarray, expected: np.ndarray, span: Any) -> None:
-        add(sums, found, np.full_like(expected, np.inf) if expected.shape[-1] == 80 else expected, span)
+    def overflowing(sums: Any, found: np.ndarray, expected: np.ndarray, *told: Any) -> None:
+        add(sums, found, np.full_like(expected, np.inf) if expected.shape[-1] == 80 else expected, *told)
 
     monkeypatch.setattr(file_comparison, "_add", overflowing)
     files = str(folder / "int8.tflite"), str(folder / "float32.tflite")
-    found = file_comparison.compare_in_child(*files, [picture], str(folder / "told.jsonl"), None)
+    found = file_comparison.compare_in_child(*files, [picture], str(folder / "told.jsonl"), None, False)
     # joined has 48 + 32 channels.
     (warning,) = (text for text in found["warnings"] if "not finite" in text)
     assert warning.startswith("'joined_1/concat") and warning.endswith("it is not compared")
@@ -148,7 +156,7 @@ def test_what_is_cut_off_or_saturated_is_said() -> None:
     expected = np.array([[-30.0, -2.0, 0.0, 2.0]], np.float32)
     found = np.array([[-1.0, -1.0, 0.0, 1.0]], np.float32)
     # It holds -1 to 1 in steps of 0.5: three of four are more than a quarter beyond.
-    file_comparison._add(sums, found, expected, (-1.0, 1.0, 0.5))
+    file_comparison._add(sums, found, expected, (-1.0, 1.0, 0.5), None)
     assert sums.clipped == 3 / 4
     assert (sums.saturated, sums.saturated_reference) == (0, 1 / 4)
     assert (sums.low, sums.high) == (-30.0, 2.0)
@@ -207,3 +215,41 @@ def test_a_strangers_broken_file_is_named(real_data: Path) -> None:
     other = real_data / "tflite" / "face_detection_short_range.tflite"
     with pytest.raises(InputError, match="read pictures of one size"):
         compare_files(files[0], other, pictures)
+
+
+@pytest.mark.filterwarnings("ignore:Warning. Enabling .experimental_preserve_all_tensors")
+def test_scaled_channels_are_compared_no_worse_than_with_their_true_scales() -> None:
+    """A channel's factor f is found by least squares, so that |found - f x|² is at most |found - x/s|² with the true
+    scale s. Noise counts in x's own size: it is divided by f², where the true one is by 1/s². So the noise is at most
+    1/(f s)² of that with the true scales, f s of the channel where it is least."""
+    folder = converted()
+    picture, graph = sorted((folder / "pictures").glob("*.png"))[0], toy_graph()
+    assert graph.input is not None
+    content = (folder / "float32.tflite").read_bytes()
+    free = scalable(content)
+    observed = observe(content, graph.input, sorted((folder / "pictures").glob("*.png")), free)
+    scales = equalized(content, {index: observed.greatest(index) for index in free}).scales
+    files = folder / "int8.tflite", folder / "float32.tflite"
+    found = compare_files(*files, [picture], input=graph.input, scaled=True)
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    quantized, plain = (Intermediates(path.read_bytes()) for path in files)
+    for inside in (quantized, plain):
+        tensor = dataclasses.replace(inside.inputs[0], name=graph.input.name)
+        inside.run(Preprocessor(graph.input, tensor)(read_picture(picture))[0])
+    indices = {details["name"]: index for index, details in quantized.details.items()}
+    # Of all tensors between layers the depthwise convolution's, conv_2's and conv_3's, and what hands them on.
+    assert len(scales) == 3 + len(("residual", "pool", "up", "joined"))
+    for index, scale in scales.items():
+        name = str(plain.details[index]["name"])
+        assert scale.max() > 2 * scale.min()
+        values, expected = quantized.values(indices[name]), plain.values(index)
+        factor = channel_factors(values, expected)
+        sums = file_comparison._Sums()
+        file_comparison._add(sums, values, expected / scale, None, 1 / scale)
+        true = file_comparison._decibels(sums.signal, sums.noise)
+        # Decibels are rounded to hundredths.
+        least = true - 20 * max(0.0, math.log10(1 / float((factor * scale).min()))) - 0.005
+        assert layers[name]["decibels"] >= least > true - 3
+    # Without knowing it, the comparison takes the scales for noise.
+    blind = {layer["name"]: layer for layer in compare_files(*files, [picture], input=graph.input)["layers"]}
+    assert all(blind[plain.details[index]["name"]]["decibels"] < 3 for index in scales)

@@ -60,6 +60,15 @@ def test_defaults(tmp_path: Path) -> None:
     assert (found.calibration.count, found.verify.count, found.benchmark.threads) == (64, 8, 1)
 
 
+def test_a_loss_that_is_allowed_adds_the_mixed_file(tmp_path: Path) -> None:
+    pictures = "calibration: {pictures: photos}\n"
+    assert read(tmp_path, DARKNET + pictures).recipe.all_precisions == ("float32", "int8")
+    found = read(tmp_path, DARKNET + pictures + "int8: {max_map_loss: 0.01}\n").recipe
+    assert found.precisions == ("float32", "int8") and found.all_precisions == ("float32", "int8", "int8_mixed")
+    listed = DARKNET + pictures + "precisions: [int8_mixed, float32]\nint8: {max_map_loss: 0.0}\n"
+    assert read(tmp_path, listed).recipe.all_precisions == ("int8_mixed", "float32")
+
+
 def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
     found = read(tmp_path, FLOAT).recipe
     with pytest.raises(ValueError, match="frozen"):
@@ -89,6 +98,12 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         (FLOAT + "benchmark: {data: voc, split: ../test}\n", "4:24: benchmark.split: string should match pattern"),
         (FLOAT + "data: {scenes: {}}\nbenchmark: {split: null}\n", "5:13: the drawn scenes are measured on the split"),
         (DARKNET + "precisions: [float32, int9]\n", "3:23: precisions.1: input should be 'float32', 'float16'"),
+        (FLOAT + "int8: {max_map_loss: 1.5}\n", "4:8: int8.max_map_loss: input should be less than or equal to 1"),
+        (FLOAT + "int8: {equalise: true}\n", "4:8: unknown key 'equalise' in int8; did you mean 'equalize'?"),
+        (FLOAT + "int8: {float_io: 1}\n", "4:8: int8.float_io: input should be a valid boolean, but 1 came"),
+        (DARKNET + "calibration: {pictures: a, ranges: max}\n", "3:28: calibration.ranges: input should be 'mean', "),
+        (FLOAT + "int8: {max_map_loss: 0.01}\n", "3:1: int8 needs pictures to calibrate on"),
+        (DARKNET + "precisions: [int8_float_head]\n", "3:1: int8 needs pictures to calibrate on"),
         (DARKNET + "precisions: []\n", "3:1: precisions: tuple should have at least 1 item"),
         # Impossible combinations.
         (DARKNET + "precisions: [int8]\n", "3:1: int8 needs pictures to calibrate on"),

@@ -63,7 +63,8 @@ def mixed(
         )
     layers = _ranked(prepared, graph, pictures[:: max(1, len(pictures) // _PICTURES_FOR_NOISE)])
     most = max(1, len(layers) // 2)
-    of = 2 * most.bit_length()
+    # None, 1, 2, 4 and so on up to most, and the halves of the last interval.
+    of = 1 + max(1, 2 * (most - 1).bit_length())
     trials: dict[int, tuple[bytes, float]] = {}
 
     def loss(count: int) -> float:
@@ -73,7 +74,7 @@ def mixed(
             found = expected_loss(original, detect(content, "int8_mixed"), len(graph.labels))
             trials[count] = content, found
             with told.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"done": min(len(trials), of), "of": of}) + "\n")
+                lines.write(json.dumps({"done": len(trials), "of": of}) + "\n")
         return trials[count][1]
 
     count = _fewest(loss, most, allowed)

@@ -10,7 +10,7 @@ after equalization.py has brought the channels to one size.
 | float16         | in float, on weights of 16 bits                                                            |
 | dynamic         | with int8 weights and inputs quantized anew in each run; float between                     |
 | int8            | with integers throughout                                                                   |
-| int8_float_head | with integers, but the convolutions that write the outputs                                 |
+| int8_float_head | with integers, but the convolutions that write the outputs, which are float32              |
 | int8_mixed      | with integers, but the layers that cost the detections most: see mixed_precision.py        |
 
 litert-quantizer has no rule for some operations whose int8 kernels exist and take free scales, and would leave a float
@@ -95,14 +95,14 @@ def quantize(
         raise InputError("int8 needs calibration pictures: none were given; name a folder of them")
     with child_process.folder() as place:
         result = place / "quantized.tflite"
-        if graph is not None:
+        if chosen and graph is not None:
             graph_file.save(graph, place / "graph")
         arguments = {
             "float_file": str(float_file),
             "precision": precision,
             "result": str(result),
             "original": str(original or float_file),
-            "graph": None if graph is None else str(place / "graph"),
+            "graph": str(place / "graph"),
             "pictures": [str(path) for path in chosen],
             "validation": [str(path) for path in validation],
             "int8": dataclasses.asdict(int8),
@@ -126,14 +126,13 @@ def _told(progress: Callable[[float, float], object] | None) -> Callable[[Mappin
 
 
 def quantize_in_child(
-    float_file: str, precision: str, result: str, original: str, graph: str | None, pictures: Sequence[str],
+    float_file: str, precision: str, result: str, original: str, graph: str, pictures: Sequence[str],
     validation: Sequence[str], int8: dict[str, Any], told: str,
 ) -> dict[str, Any]:  # fmt: skip
     content = Path(float_file).read_bytes()
     if not precision.startswith("int8"):
         Path(result).write_bytes(quantized(content, precision))
         return dataclasses.asdict(Calibration())
-    assert graph is not None
     from toolchain.mixed_precision import mixed
 
     network, settings = graph_file.load(Path(graph)), Int8(**int8)
@@ -200,9 +199,13 @@ def quantized(
 
     ranges, for int8: {"min": (1,), "max": (1,)} float32 by name, of the input and of every tensor that an operation
     writes. floats: names of tensors that stay float with the operations that write them. float_io: inputs and outputs
-    are float32. Raises ConversionError where another operation would stay float in an int8 file.
+    are float32; outputs are it too where all that writes them stays float. Raises ConversionError where another
+    operation would stay float in an int8 file.
     """
-    final = _with(content, _settings(precision, floats=floats, float_io=float_io), ranges)
+    # Otherwise the quantizer rounds what the last layers computed in float to int8 again.
+    float_outputs = float_io or (precision == "int8" and output_writers(content) <= floats)
+    settings = _settings(precision, floats=floats, float_input=float_io, float_outputs=float_outputs)
+    final = _with(content, settings, ranges)
     if precision == "int8":
         _refuse_floats(final, floats)
     return final
@@ -237,9 +240,10 @@ def _output_names(content: bytes) -> list[str]:
 
 
 def _settings(
-    precision: str, scopes: Sequence[str] = (".*",), *, floats: frozenset[str] = frozenset(), float_io: bool = False
-) -> list[dict[str, Any]]:
-    """litert-quantizer's recipe: what is done to which operations. scopes, floats and float_io: of int8."""
+    precision: str, scopes: Sequence[str] = (".*",), *, floats: frozenset[str] = frozenset(),
+    float_input: bool = False, float_outputs: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """litert-quantizer's recipe: what is done to which operations. All but the precision: of int8."""
     from litert_quantizer import qtyping, recipe_manager
     from litert_quantizer.algorithm_manager import AlgorithmName
 
@@ -248,7 +252,8 @@ def _settings(
     if precision == "int8":
         for scope in scopes:
             manager.add_static_config(scope, everything, activation_num_bits=8, weight_num_bits=8)
-        for operation in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT) if float_io else ():
+        ends = {qtyping.TFLOperationName.INPUT: float_input, qtyping.TFLOperationName.OUTPUT: float_outputs}
+        for operation in (operation for operation, is_float in ends.items() if is_float):
             manager.add_quantization_config(".*", operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
         for name in sorted(floats):
             manager.add_quantization_config(_scope(name), everything, algorithm_key=AlgorithmName.NO_QUANTIZE)
