@@ -20,7 +20,6 @@ front of the body; a network that is fed between grey bars is refused.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -28,14 +27,13 @@ from typing import Literal
 import numpy as np
 
 from deploy import interpreter, model_file
-from deploy.command_line import write_atomically
 from deploy.contract import Contract, Input, PostprocessHead, Scale, Tensor, YoloHead
 from deploy.decode import decode
 from deploy.detections import Detections
-from deploy.detector import Detector
-from deploy.errors import ConversionError, InputError
+from deploy.errors import ConversionError
 from deploy.preprocess import Preprocessor
 from toolchain.flatbuffer_graph import FlatbufferGraph
+from toolchain.package import write_opened
 from toolchain.tflite_metadata import Output, with_metadata
 
 Client = Literal["mediapipe", "task-library"]
@@ -65,16 +63,7 @@ def write_decoded(source: Path, client: Client, destination: Path) -> tuple[str,
     deploy raises for a source that it cannot read; InputError when the file cannot be written.
     """
     body, contract = model_file.read(source)
-    content = decoded(body, contract, client)
-    trial = destination.with_name(f".{destination.name}.{os.getpid()}.trial")
-    try:
-        write_atomically(trial, content)
-        Detector(trial)
-        os.replace(trial, destination)
-    except OSError as error:
-        raise InputError(f"cannot write {destination}: {error.strerror or error}; choose another place") from error
-    finally:
-        trial.unlink(missing_ok=True)
+    write_opened(destination, decoded(body, contract, client))
     return (
         f"for {NAMES[client]}, decoded and suppressed inside: scores from {CONF}, overlap up to {IOU}, at most {LIMIT} "
         "detections are fixed in it",

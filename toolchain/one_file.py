@@ -89,9 +89,9 @@ def convert_file(
     """
     from toolchain.calibration import lineage_of
     from toolchain.convert import convert
-    from toolchain.decoded_file import client_file, refuse_letterbox, write_decoded
+    from toolchain.decoded_file import client_file, refuse_letterbox
     from toolchain.package import contract_of, package
-    from toolchain.quantize import CALIBRATION_PICTURES, PICTURES_TO_MEASURE, Int8, evenly_spaced
+    from toolchain.quantize import Int8, evenly_spaced, to_calibrate_and_measure
     from toolchain.reference import VERIFICATION_PICTURES
     from toolchain.stage_work import graph_facts
     from toolchain.stages import draw_pictures, pictures_in
@@ -119,8 +119,7 @@ def convert_file(
         if precision != "float32":
             started(f"quantize {precision}")
             tflite = place / "model.tflite"
-            ranges = evenly_spaced(given, CALIBRATION_PICTURES)
-            rest = evenly_spaced([path for path in given if path not in set(ranges)], PICTURES_TO_MEASURE)
+            ranges, rest = to_calibrate_and_measure(given)
             made = convert(
                 graph, precision, tflite, pictures=ranges, validation=rest, int8=int8 or Int8(), float_file=float32,
                 allow_lambda=trust, progress=progress,
@@ -130,16 +129,10 @@ def convert_file(
         contract = contract_of(graph, tflite.read_bytes(), precision)
         verified = to_json(verify(graph, tflite.read_bytes(), contract, reference=reference))
         started("package")
-        measured = {"verification": verified}
         lineage: dict[str, Any] = {"recipe": None, "inputs": inputs}
         if precision.startswith("int8"):
             lineage |= lineage_of(dataclasses.asdict(made.calibration))
-        package(tflite, graph, precision, output, lineage=lineage, measured=measured)
-    made_for = []
-    for client, path in zip(clients, others):
-        started(f"decode {client}")
-        told = write_decoded(output, client, path)
-        made_for.append({"path": str(path), "for": client, "bytes": path.stat().st_size, "notes": list(told)})
+        package(tflite, graph, precision, output, lineage=lineage, measured={"verification": verified})
     done = {
         "path": str(output),
         "precision": precision,
@@ -149,9 +142,18 @@ def convert_file(
         "verified_on_drawn_pictures": not given,
         "calibration": dataclasses.asdict(made.calibration) if precision.startswith("int8") else None,
         "notes": list(notes),
-        "clients": made_for,
+        "clients": [_for_client(output, client, path, started) for client, path in zip(clients, others)],
     }
     return {**done, "summary": _summary(done)}
+
+
+def _for_client(output: Path, client: Client, path: Path, started: Callable[[str], None]) -> dict[str, Any]:
+    """Makes of the output the file that a client's programs open."""
+    from toolchain.decoded_file import write_decoded
+
+    started(f"decode {client}")
+    told = write_decoded(output, client, path)
+    return {"path": str(path), "for": client, "bytes": path.stat().st_size, "notes": list(told)}
 
 
 def _summary(done: dict[str, Any]) -> list[str]:

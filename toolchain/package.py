@@ -76,16 +76,22 @@ def package(
     body = tflite.read_bytes()
     contract = contract_of(graph, body, precision, lineage=lineage, measured=measured)
     body = with_own_metadata(body, contract)
+    write_opened(destination, model_file.write(body, contract))
+    return contract
+
+
+def write_opened(destination: Path, content: bytes) -> None:
+    """Writes a detector's file, atomically, once deploy.Detector has opened it under another name. Raises what Detector
+    raises, and InputError when it cannot be written."""
     trial = destination.with_name(f".{destination.name}.{os.getpid()}.trial")
     try:
-        write_atomically(trial, model_file.write(body, contract))
+        write_atomically(trial, content)
         Detector(trial)
         os.replace(trial, destination)
     except OSError as error:
         raise InputError(f"cannot write {destination}: {error.strerror or error}; choose another place") from error
     finally:
         trial.unlink(missing_ok=True)
-    return contract
 
 
 def versions() -> dict[str, str]:

@@ -74,6 +74,14 @@ def evenly_spaced(items: Iterable[Path], limit: int) -> list[Path]:
     return [everything[index * len(everything) // limit] for index in range(limit)]
 
 
+def to_calibrate_and_measure(pictures: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Of a folder's pictures those to calibrate on and, of the rest, those to measure a loss on, both evenly spaced."""
+    everything = list(pictures)
+    chosen = evenly_spaced(everything, CALIBRATION_PICTURES)
+    used = set(chosen)
+    return chosen, evenly_spaced([path for path in everything if path not in used], PICTURES_TO_MEASURE)
+
+
 def quantize(
     float_file: Path, precision: str, destination: Path, *, graph: Graph | None = None, original: Path | None = None,
     pictures: Iterable[Path] = (), validation: Iterable[Path] = (), int8: Int8 = Int8(),
