@@ -1,4 +1,4 @@
-"""Ranges by each rule, against arithmetic and brute force; what a LeakyReLU reads; and values that are not finite."""
+"""Ranges by each rule, against arithmetic and brute force; and values that are not finite."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tflite import Builder
 from toy_network import converted, toy_graph
 
 from deploy.errors import ConversionError, InputError
 from toolchain import calibration as module
-from toolchain.calibration import RULES, Calibration, Observed, Rule, leaky_inputs, lineage_of, observe, ranges, written
+from toolchain.calibration import RULES, Calibration, Observed, Rule, lineage_of, observe, ranges, written
 from toolchain.quantize import quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore:Warning. Enabling .experimental_preserve_all_tensors")
 
 BINS, STEPS = 2048, 255
-#: What the toy's one LeakyReLU reads.
-READ = "conv_0_bn_1/batchnorm/add_1;conv_0_1/convolution;conv_0_bn_1/batchnorm/sub1"
+#: What the toy's first layer writes.
+FIRST = "conv_0_bn_1/batchnorm/add_1;conv_0_1/convolution;conv_0_bn_1/batchnorm/sub1"
 
 
 def content() -> bytes:
@@ -78,19 +77,14 @@ def test_percentile_by_arithmetic() -> None:
     assert module._percentile(counts, 0.0, float(BINS)) == (7.0, 8.0)
 
 
-def _cost(values: np.ndarray, low: float, high: float, slope: float, uncut: bool = False) -> tuple[float, float]:
-    """The sum of squared errors behind a LeakyReLU, by the formula in _leaky_low, of the values themselves; and by how
-    much it may differ where each is taken for the middle of its bin, half a width h away at most: of (e - x)² it is
-    h |e - x| + h²/4. No value changes its side of 0 and of the ends, which are edges of bins.
-
-    uncut: what lies above the high end counts as if it were inside.
-    """
-    weight = np.where(values < 0, slope**2, 1.0)
+def _cost(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """The sum of squared errors, by the formula in _least_squares, of the values themselves; and by how much it may
+    differ where each is taken for the middle of its bin, half a width h away at most: of (e - x)² it is
+    h |e - x| + h²/4. No value changes its side of the ends, which are edges of bins."""
     width, step = (values.max() - values.min()) / BINS, (high - low) / STEPS
-    inside = (values >= low) & (uncut | (values <= high))
+    inside = (values >= low) & (values <= high)
     beyond = np.where(values < low, low - values, values - high)[~inside]
-    cost = step**2 / 12 * weight[inside].sum() + (weight[~inside] * beyond**2).sum()
-    return cost, (weight[~inside] * (width * beyond + width**2 / 4)).sum()
+    return step**2 / 12 * inside.sum() + (beyond**2).sum(), (width * beyond + width**2 / 4).sum()
 
 
 def _counts(values: np.ndarray) -> np.ndarray:
@@ -105,49 +99,18 @@ def _samples(seed: int, tail: float) -> np.ndarray:
     return np.array([-1024.0, 1024.0, *inner])
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10**6), tail=st.floats(0, 3), slope=st.sampled_from([0.0, 0.01, 0.1, 0.5]))
-def test_a_leaky_relus_low_end_is_the_best_of_all(seed: int, tail: float, slope: float) -> None:
-    values = _samples(seed, tail)
-    end = float(np.quantile(values, 0.999).round())
-    low = module._leaky_low(_counts(values), -1024.0, 1024.0, end, slope)
-    found, doubt = _cost(values, low, end, slope, uncut=True)
-    for one in range(-1024, 1, 16):
-        best, other = _cost(values, float(one), end, slope, uncut=True)
-        # Sums of 4,000 terms in float64 differ by their order.
-        assert found <= best + doubt + other + 1e-9 * found
-    if slope <= 0.1:
-        assert low > -1024.0
-
-
 @settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 10**6), tail=st.floats(0, 3), slope=st.sampled_from([1.0, 0.1]))
-def test_least_squares_is_the_best_of_all_ends(seed: int, tail: float, slope: float) -> None:
+@given(seed=st.integers(0, 10**6), tail=st.floats(0, 3))
+def test_least_squares_is_the_best_of_all_ends(seed: int, tail: float) -> None:
     values = _samples(seed, tail)
-    low, high = module._least_squares(_counts(values), -1024.0, 1024.0, slope)
-    found, doubt = _cost(values, low, high, slope)
+    low, high = module._least_squares(_counts(values), -1024.0, 1024.0)
+    found, doubt = _cost(values, low, high)
     # The ends that it may choose: every 16th edge, of which 0 is one.
     for one in range(-1024, 1, 64):
         for other in range(0, 1025, 64):
             if one < other:
-                best, less = _cost(values, float(one), float(other), slope)
+                best, less = _cost(values, float(one), float(other))
                 assert found <= best + doubt + less + 1e-9 * found
-
-
-def test_an_early_low_end_is_better_behind_the_activation() -> None:
-    """Rounded as int8 does it, not by the formula."""
-    values = np.random.default_rng(0).normal(0, 1, 20_000)
-    low, high = float(values.min()), float(values.max())
-    early = module._leaky_low(_counts(values), low, high, high, 0.1)
-
-    def behind(start: float) -> float:
-        step = (high - start) / STEPS
-        zero = np.rint(-start / step)
-        rounded = (np.clip(np.rint(values / step) + zero, 0, STEPS) - zero) * step
-        error = np.where(rounded < 0, 0.1 * rounded, rounded) - np.where(values < 0, 0.1 * values, values)
-        return float(np.square(error).mean())
-
-    assert low < early < 0 and behind(early) < behind(low)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -169,38 +132,8 @@ def test_minmax_and_mean_are_those_of_the_pictures() -> None:
         low, high = observed().low[index], observed().high[index]
         assert low.shape == high.shape == (12, 1)
         assert by_rule("minmax")[name] == (low.min(), high.max())
-        if name not in outputs() and name != READ:
+        if name not in outputs():
             assert by_rule("mean")[name] == pytest.approx((low.mean(), high.mean()), rel=1e-6)
-
-
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "minmax"])
-def test_what_a_leaky_relu_reads_is_cut_off_early(rule: Rule) -> None:
-    assert leaky_inputs(content()) == {written_index(READ): pytest.approx(0.1)}
-    low, high = by_rule(rule)[READ]
-    whole = by_rule("minmax")[READ]
-    assert whole[0] < low < 0
-    if rule in ("mean", "moving_average"):
-        index = written_index(READ)
-        plain = module._averaged(observed().low[index][:, 0], observed().high[index][:, 0], rule)
-        assert low > plain[0] and high == pytest.approx(plain[1], rel=1e-6)
-
-
-def written_index(name: str) -> int:
-    return next(index for index, other in written(content()).items() if other == name)
-
-
-def test_only_what_one_activation_alone_reads_is_cut_off() -> None:
-    builder = Builder()
-    tensors = [builder.tensor(name, (1, 2, 2, 1)) for name in ("image", "a", "b", "c", "d")]
-    image, first, second, third, last = tensors
-    options = schema.LeakyReluOptionsT()
-    options.alpha = 0.25
-    builder.operation("ABS", [image], [first], schema.AbsOptionsT())
-    builder.operation("LEAKY_RELU", [first], [second], options)
-    builder.operation("RELU", [second], [third])
-    builder.operation("ADD", [third, first], [last], schema.AddOptionsT())
-    # The sum reads first as well; below 0 nothing of second passes the ReLU.
-    assert leaky_inputs(builder.finish({"image": image}, {"out": last})) == {second: 0.0}
 
 
 def test_ends_of_channels_and_their_scales() -> None:
@@ -234,7 +167,7 @@ def test_the_lineage_holds_what_shaped_the_file_and_no_paths() -> None:
 def test_a_value_that_is_not_finite_is_one_sentence_with_the_layer(tmp_path: Path, value: float, word: str) -> None:
     spoilt = tmp_path / "spoilt.tflite"
     spoilt.write_bytes(_with_weight(content(), value))
-    sentence = f"int8 ranges are finite: '{READ}' computes {word} on 00.png; train or read the weights anew"
+    sentence = f"int8 ranges are finite: '{FIRST}' computes {word} on 00.png; train or read the weights anew"
     image = toy_graph().input
     assert image is not None
     with pytest.raises(ConversionError) as caught:

@@ -124,7 +124,8 @@ def test_a_network_that_int8_rewrites_is_compared_with_the_true_one(
     graph, pictures = toy_graph("mish"), write_pictures(tmp_path / "pictures", 4)
     convert(graph, "float32", tmp_path / "float32.tflite")
     convert(graph, "int8", tmp_path / "int8.tflite", pictures=pictures, float_file=tmp_path / "float32.tflite")
-    found = compare_files(tmp_path / "int8.tflite", tmp_path / "float32.tflite", pictures, input=graph.input)
+    files = tmp_path / "int8.tflite", tmp_path / "float32.tflite"
+    found = compare_files(*files, pictures, input=graph.input, scaled=True)
     plain = {layer["name"] for layer in _compared("int8")["layers"]}
     named = {layer["name"] for layer in found["layers"]}
     assert {name.partition("_")[0] for name in plain - named} <= {"shaped"}

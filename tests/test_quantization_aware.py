@@ -20,6 +20,7 @@ from toolchain.quantization_aware import (
     quantization_aware,
     roundings,
 )
+from toolchain.quantize import Int8, quantize
 from toolchain.reference import by_role
 from toolchain.tf_keras_writer import activations_apart, to_tf_keras
 from toy_network import SIDE, converted, toy_graph
@@ -202,10 +203,11 @@ def test_without_its_roundings_the_model_is_the_graph_that_is_handed_back(
 
 
 def test_the_roundings_cost_what_those_of_the_int8_file_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # The pictures that the file is calibrated on.
-    file, shown = converted() / "int8.tflite", sorted((converted() / "pictures").iterdir())
+    # The pictures that the file is calibrated on. Its channels stay as they are, as they do in the training.
+    file, shown = tmp_path / "int8.tflite", sorted((converted() / "pictures").iterdir())
+    graph, float_file = toy_graph(), converted() / "float32.tflite"
+    quantize(float_file, "int8", file, graph=graph, pictures=shown, int8=Int8(equalize=False))
     train_here(monkeypatch)
-    graph = toy_graph()
     assert graph.input is not None
     images = values_of(read_pictures(graph, [str(path) for path in shown], tmp_path), graph.input)
     # A dropout would double what is left of a tensor, and its range.

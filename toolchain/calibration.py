@@ -12,9 +12,6 @@
 
 An output keeps its whole range by every rule: its rare great values are the detections. The input's range is not
 measured but computed from what a pixel 0..255 becomes: pictures that never reach black or white keep the exact grid.
-
-What a LeakyReLU alone reads is cut off early at its low end, by every rule but minmax: an error there arrives scaled
-by the slope, and a range that reaches as far below 0 as above wastes half of the 256 values on what hardly counts.
 """
 
 from __future__ import annotations
@@ -143,13 +140,12 @@ def ranges(
 ) -> dict[str, dict[str, np.ndarray]]:
     """{"min": (1,), "max": (1,)} float32 by name, of the input and of every tensor that an operation writes.
 
-    content: the float .tflite that observed tells of; it runs again on some of the pictures where the rule, or a
-    LeakyReLU, asks how values are spread.
+    content: the float .tflite that observed tells of; it runs again on some of the pictures where the rule asks how
+    values are spread.
     """
     run = _Run(content, input)
-    slopes = {index: slope for index, slope in leaky_inputs(content).items() if rule != "minmax"}
-    inner = [index for index in run.written if index not in run.outputs]
-    wanted = inner if rule in ("percentile", "mse") else [index for index in inner if index in slopes]
+    asks = rule in ("percentile", "mse")
+    wanted = [index for index in run.written if asks and index not in run.outputs]
     whole = {index: (float(observed.low[index].min()), float(observed.high[index].max())) for index in run.written}
     some = pictures[:: -(-len(pictures) // _PICTURES_FOR_SPREAD)]
     spread = _spread(run, {index: whole[index] for index in wanted}, some)
@@ -161,11 +157,9 @@ def ranges(
         elif rule == "percentile":
             low, high = _percentile(spread[index], low, high)
         elif rule == "mse":
-            low, high = _least_squares(spread[index], low, high, slopes.get(index, 1.0))
+            low, high = _least_squares(spread[index], low, high)
         else:
             low, high = _averaged(observed.low[index].min(1), observed.high[index].max(1), rule)
-        if index in slopes and rule != "mse" and index not in run.outputs:
-            low = max(low, _leaky_low(spread[index], *whole[index], high, slopes[index]))
         found[name] = _ends(low, high)
     pixels = [(value - mean) / std for mean, std in zip(input.mean, input.std) for value in (0.0, 255.0)]
     return found | {run.entry: _ends(min(pixels), max(pixels))}
@@ -206,29 +200,6 @@ def written(content: bytes) -> dict[int, str]:
         for place in range(graph.OperatorsLength())
         for index in graph.Operators(place).OutputsAsNumpy()
     }
-
-
-def leaky_inputs(content: bytes) -> dict[int, float]:
-    """Index of every tensor that one LeakyReLU alone reads, or one ReLU, and the slope below 0."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model, graph = schema.Model.GetRootAs(content, 0), _graph(content)
-    read = [int(index) for place in range(graph.OperatorsLength()) for index in graph.Operators(place).InputsAsNumpy()]
-    found = {}
-    for place in range(graph.OperatorsLength()):
-        operator = graph.Operators(place)
-        source = int(operator.Inputs(0)) if operator.InputsLength() else -1
-        code = model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()
-        if read.count(source) != 1:
-            continue
-        if code == schema.BuiltinOperator.LEAKY_RELU:
-            table = operator.BuiltinOptions()
-            options = schema.LeakyReluOptions()
-            options.Init(table.Bytes, table.Pos)
-            found[source] = float(options.Alpha())
-        elif code == schema.BuiltinOperator.RELU:
-            found[source] = 0.0
-    return found
 
 
 def _graph(content: bytes) -> Any:
@@ -283,30 +254,10 @@ def _below(edges: np.ndarray, number: np.ndarray, first: np.ndarray, second: np.
     return edges**2 * number - 2 * edges * first + second
 
 
-def _leaky_low(counts: np.ndarray, low: float, high: float, end: float, slope: float) -> float:
-    """The low end of a range up to `end` that costs what is behind the activation least: with step d
-
-        d²/12 (N₊ + slope² N₋) + slope² Σ (low - x)²       N₊, N₋: values above 0, and from the low end to 0
-    """
+def _least_squares(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """Both ends of the range that costs least: with step d and N values inside d²/12 N, and beyond an end e the sum of
+    (e - x)²."""
     edges, number, first, second = _moments(counts, low, high)
-    lows = edges[edges <= 0]
-    if not len(lows) or end <= 0:
-        return low
-    count = len(lows)
-    below_zero = number[count - 1]
-    step = (end - lows) / _STEPS
-    inside = (number[-1] - below_zero) + slope**2 * (below_zero - number[:count])
-    cut = slope**2 * _below(edges, number, first, second)[:count]
-    return float(lows[np.argmin(step**2 / 12 * inside + cut)])
-
-
-def _least_squares(counts: np.ndarray, low: float, high: float, slope: float) -> tuple[float, float]:
-    """Both ends of the range of least error, as _leaky_low counts it."""
-    edges, number, first, second = _moments(counts, low, high)
-    weight = np.where(edges[:-1] < 0, slope**2, 1.0)
-    number, first, second = (
-        np.concatenate([[0.0], np.cumsum(np.diff(one) * weight)]) for one in (number, first, second)
-    )
     under = _below(edges, number, first, second)
     total = [one[-1] for one in (number, first, second)]
     over = _below(edges, *(whole - one for whole, one in zip(total, (number, first, second), strict=True)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from toolchain.file_comparison import MUCH_CLIPPED
 from toolchain.intermediates import node_names, short_name
+from toolchain.text_columns import aligned
 
 Found = Mapping[str, Any]
 
@@ -89,8 +90,6 @@ def _floats(layers: Sequence[Found]) -> list[Found]:
 
 def as_text(found: Found) -> str:
     """All of it for a terminal."""
-    from toolchain.inspection import aligned
-
     layers = found["layers"]
     lines = [*aligned([COLUMNS, *map(row, layers)], NUMBERS), ""]
     floats = _floats(layers)

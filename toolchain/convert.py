@@ -21,10 +21,10 @@ from deploy.command_line import write_atomically
 from deploy.contract import PRECISIONS, ROLES
 from deploy.errors import ConversionError
 from toolchain import child_process
+from toolchain.calibration import Calibration
 from toolchain.graph import Graph
 from toolchain.graph_file import load, save
 from toolchain.lower import Lowered, lower
-from toolchain.calibration import Calibration
 from toolchain.quantize import Int8, quantize
 from toolchain.reference import run_reference
 

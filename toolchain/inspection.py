@@ -11,6 +11,7 @@ from typing import Any
 from deploy.errors import InputError
 from toolchain.carried import built_in_networks, carried_recipes
 from toolchain.graph import Graph
+from toolchain.text_columns import aligned
 
 KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 
@@ -242,15 +243,3 @@ def _head_lines(found: Mapping[str, Any]) -> Iterable[str]:
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(str(side) for side in shape)
-
-
-def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows as lines with columns of equal width; the columns in `right` end together."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in rows
-    ]

@@ -25,7 +25,7 @@ from deploy.errors import GraphError, InputError
 from toolchain import child_process, graph_file
 from toolchain.channels import Channels, analyse
 from toolchain.graph import Graph, Node
-from toolchain.inspection import aligned
+from toolchain.text_columns import aligned
 
 #: Shares that are removed.
 RATIOS = (0.25, 0.5, 0.75)

@@ -17,6 +17,7 @@ from typing import Any
 from deploy import contract_json, interpreter, model_file
 from deploy.errors import BackendError, ContractError, ConversionError, InputError
 from toolchain import child_process
+from toolchain.text_columns import aligned
 
 _DAMAGE = (struct.error, IndexError, ValueError, TypeError, UnicodeDecodeError, OverflowError)
 #: Operations that LiteRT runs without TensorFlow though they are no built-in ones.
@@ -248,8 +249,6 @@ def _float_islands(structure: Mapping[str, Any]) -> Counter[str]:
 
 def as_text(found: Mapping[str, Any]) -> str:
     """The same for a terminal."""
-    from toolchain.inspection import aligned
-
     rows = [("tensor", "shape", "type", "quantization", "scale", "zero point")]
     rows += [
         (
