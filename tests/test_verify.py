@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_network import converted, toy_graph
+from toy_network import converted, toy_graph, write_pictures
 
 from deploy.contract import ROLES, Contract
 from deploy.errors import InputError, VerificationError
@@ -194,3 +194,52 @@ def test_a_graph_keeps_its_outputs_when_only_its_name_changes() -> None:
     graph, content, contract = _file("float32")
     renamed = dataclasses.replace(graph, name="other")
     assert verify(renamed, content, contract, reference=converted() / "reference.npz").pictures == 12
+
+
+def _mish(sections: Sequence[str]) -> str:
+    conv = "batch_normalize=1 pad=1 activation=mish"
+    text = "[net]\nwidth=128\nheight=128\nchannels=3\n"
+    for section in sections:
+        name, *settings = section.replace("CONV", f"convolutional {conv}").split()
+        text += "\n".join([f"[{name}]", *settings, ""])
+    return text
+
+
+def _csp_block(filters: int) -> tuple[str, ...]:
+    """Halves the grid, then YOLOv4's cross-stage block with one residual."""
+    half = filters // 2
+    return (
+        f"CONV filters={filters} size=3 stride=2",
+        f"CONV filters={half} size=1 stride=1",
+        "route layers=-2",
+        f"CONV filters={half} size=1 stride=1",
+        f"CONV filters={half} size=1 stride=1",
+        f"CONV filters={half} size=3 stride=1",
+        "shortcut from=-3 activation=linear",
+        f"CONV filters={half} size=1 stride=1",
+        "route layers=-1,-7",
+        f"CONV filters={filters} size=1 stride=1",
+    )
+
+
+@pytest.mark.slow
+def test_mish_keeps_15_decibels_in_int8(tmp_path: Path) -> None:
+    """Cross-stage blocks of YOLOv4 with Mish, 29 of them one behind the other and beside each other, random weights."""
+    from toolchain.darknet_reader import read_darknet
+
+    prediction = "convolutional size=1 stride=1 pad=1 filters=14 activation=linear"
+    sections = ("CONV filters=16 size=3 stride=1", *_csp_block(32), *_csp_block(64), *_csp_block(128), *_csp_block(128))
+    sections += (prediction, "yolo mask=0,1 anchors=30,40,60,90 num=2 classes=2")
+    cfg, names = tmp_path / "mish.cfg", tmp_path / "mish.names"
+    cfg.write_text(_mish(sections))
+    names.write_text("one\ntwo\n")
+    graph = read_darknet(cfg, None, names)
+    assert sum(node.attributes.get("activation") == "mish" for node in graph.nodes) == 1 + 4 * 7
+    pictures, reference, file = write_pictures(tmp_path / "pictures"), tmp_path / "r.npz", tmp_path / "int8.tflite"
+    convert(graph, "int8", file, pictures=pictures, reference=reference)
+    content = file.read_bytes()
+    found = verify(graph, content, contract_of(graph, content, "int8"), reference=reference)
+    assert {output.output: output.decibels for output in found.outputs if output.decibels < 15} == {}
+    # Integers throughout, all of them XNNPACK's.
+    delegated = Model(content).delegated
+    assert delegated.nodes == delegated.total
