@@ -83,12 +83,16 @@ class Observed:
         """(C,) float64: the greatest absolute value of each channel of a tensor, ends averaged over the pictures."""
         return np.maximum(-self.low[index].mean(0), self.high[index].mean(0)).astype(np.float64)
 
+    def highest(self, index: int) -> np.ndarray:
+        """(C,): the greatest value of each channel of a tensor on any picture."""
+        return np.asarray(self.high[index].max(0))
+
     def scaled(self, scales: Mapping[int, np.ndarray]) -> Observed:
-        """As if every channel of some tensors were divided by its scale."""
-        low, high = (
-            {index: values / scales[index] if index in scales else values for index, values in ends.items()}
-            for ends in (self.low, self.high)
-        )
+        """As if every channel of some tensors were divided by its scale; a negative one exchanges its ends."""
+        low, high = dict(self.low), dict(self.high)
+        for index in scales.keys() & low.keys():
+            ends = low[index] / scales[index], high[index] / scales[index]
+            low[index], high[index] = np.minimum(*ends), np.maximum(*ends)
         return dataclasses.replace(self, low=low, high=high)
 
 

@@ -13,6 +13,11 @@ How much of a channel's spread goes to its readers' weights (Xiao et al. 2023, S
                              w: greatest share that a weight on it has in its filter's greatest weight
 
 A depthwise convolution has a step for each channel, so that a scale costs it nothing: read by such alone, s = r.
+
+A channel that is never above 0 before a LeakyReLU of slope α comes out of it α times as wide, and so with α times the
+values that int8 has for it. There s is negative behind the LeakyReLU and s/α before it: a channel that is never below
+0, and passes through unchanged. It computes what it computed wherever the channel stays as it was on the pictures, and
+a value above 0, which int8's range would have cut off before, becomes one just below it.
 """
 
 from __future__ import annotations
@@ -38,6 +43,8 @@ _HOMOGENEOUS = (
     "RESIZE_NEAREST_NEIGHBOR",
     "RESIZE_BILINEAR",
 )
+#: Of these, what does not map -x to -f(x).
+_SIGNED = ("LEAKY_RELU", "RELU", "MAX_POOL_2D")
 #: Fused activations that are homogeneous: none, ReLU.
 _FUSED = (0, 1)
 
@@ -66,20 +73,25 @@ def scalable(content: bytes) -> frozenset[int]:
     return frozenset(tensor for tensor, members in channels.of.items() if channels.free[members].all())
 
 
-def equalized(content: bytes, greatest: Mapping[int, np.ndarray]) -> Equalized:
+def equalized(content: bytes, greatest: Mapping[int, np.ndarray], highest: Mapping[int, np.ndarray]) -> Equalized:
     """Scales every channel that can be.
 
     Args:
         content: a float32 .tflite.
         greatest: by index of a tensor that an operation writes, (C,) its channels' greatest absolute values.
+        highest: likewise their highest values on any picture, with their sign.
     """
     changed = bytearray(content)
     file = _File(changed)
     channels = _Channels(file)
+    turned = channels.turned(highest)
     spread, share, dense = np.zeros(channels.count), np.zeros(channels.count), np.zeros(channels.count, bool)
     for tensor, members in channels.of.items():
         if tensor in greatest:
-            np.maximum.at(spread, members, greatest[tensor])
+            values = greatest[tensor]
+            if tensor in channels.slopes:
+                values = np.where(turned[members], values * channels.slopes[tensor], values)
+            np.maximum.at(spread, members, values)
     for operation in channels.convolutions:
         if operation.name == "CONV_2D":
             kernel = np.abs(file.constant(operation.inputs[1]))
@@ -91,16 +103,20 @@ def equalized(content: bytes, greatest: Mapping[int, np.ndarray]) -> Equalized:
     scale = np.ones(channels.count)
     weighted = spread[free] ** _SHARE / np.maximum(share[free], _LEAST_WEIGHT) ** (1 - _SHARE)
     scale[free] = np.where(dense[free], weighted, spread[free])
+    scale[free & turned] *= -1
+    of_tensor = {tensor: scale[members] for tensor, members in channels.of.items()}
+    for tensor, slope in channels.slopes.items():
+        own = of_tensor[tensor]
+        of_tensor[tensor] = np.where(own < 0, own / slope, own)
     for operation in channels.convolutions:
-        before, after = scale[channels.of[operation.inputs[0]]], scale[channels.of[operation.output]]
+        before, after = of_tensor[operation.inputs[0]], of_tensor[operation.output]
         kernel = file.constant(operation.inputs[1])
         filters = after if operation.name == "DEPTHWISE_CONV_2D" else after[:, None, None, None]
         kernel[:] = kernel * before / filters
         if len(operation.inputs) > 2 and operation.inputs[2] >= 0:
             bias = file.constant(operation.inputs[2])
             bias[:] = bias / after
-    scales = {tensor: scale[members].astype(np.float32) for tensor, members in channels.of.items()}
-    scales = {tensor: values for tensor, values in scales.items() if (values != 1).any()}
+    scales = {tensor: values.astype(np.float32) for tensor, values in of_tensor.items() if (values != 1).any()}
     layers = tuple(file.name(one.output) for one in channels.convolutions if one.output in scales)
     return Equalized(bytes(changed), scales, layers)
 
@@ -125,6 +141,7 @@ class _File:
             "CONCATENATION": schema.ConcatenationOptions,
             "MAX_POOL_2D": schema.Pool2DOptions,
             "AVERAGE_POOL_2D": schema.Pool2DOptions,
+            "LEAKY_RELU": schema.LeakyReluOptions,
         }
         self.operations: list[_Operation] = []
         self.others: list[tuple[list[int], list[int]]] = []
@@ -155,6 +172,9 @@ class _File:
     def name(self, tensor: int) -> str:
         return str(self._graph.Tensors(tensor).Name().decode())
 
+    def readers(self, tensor: int) -> int:
+        return self._readers[tensor]
+
     def is_constant(self, tensor: int) -> bool:
         return bool(self._model.Buffers(self._graph.Tensors(tensor).Buffer()).DataLength())
 
@@ -176,6 +196,10 @@ class _Channels:
         self._parent: list[int] = []
         self._members: dict[int, np.ndarray] = {}
         self.convolutions: list[_Operation] = []
+        #: By tensor that LeakyReLU alone reads its slope.
+        self.slopes: dict[int, float] = {}
+        #: Channels that operations write or read which want their sign, one entry for each.
+        self._signed: list[np.ndarray] = []
         fixed = list(file.ends)
         for operation in file.operations:
             if not self._link(operation):
@@ -183,10 +207,22 @@ class _Channels:
         for inputs, outputs in file.others:
             fixed += [*inputs, *outputs]
         self.count = len(self._parent)
-        roots = np.array([self._root(index) for index in range(self.count)], np.int64)
+        self._roots = np.array([self._root(index) for index in range(self.count)], np.int64)
         #: By tensor, (C,) the channel that stands for all that share its scale.
-        self.of = {tensor: roots[members] for tensor, members in self._members.items()}
+        self.of = {tensor: self._roots[members] for tensor, members in self._members.items()}
         self.free = self._free([tensor for tensor in fixed if tensor in self.of])
+
+    def turned(self, highest: Mapping[int, np.ndarray]) -> np.ndarray:
+        """(count,) bool: channels that a LeakyReLU does nothing to but multiply, and nothing else that wants their
+        sign."""
+        never = np.zeros(self.count, bool)
+        written = {operation.output for operation in self.convolutions}
+        for tensor in self.slopes.keys() & written & highest.keys():
+            never[self.of[tensor][highest[tensor] <= 0]] = True
+        times = np.zeros(self.count, np.int64)
+        for members in self._signed:
+            np.add.at(times, np.unique(self._roots[members]), 1)
+        return np.asarray(never & self.free & (times == 1))
 
     def _free(self, fixed: Sequence[int]) -> np.ndarray:
         """(count,) bool. A channel that must stay holds all that it shares a tensor with: their scales would no longer
@@ -217,10 +253,16 @@ class _Channels:
             return True
         if operation.name in _HOMOGENEOUS and len(read) == 1 and shapes[0][3] == shapes[1][3]:
             self._join(channels[0], written)
+            if operation.name in _SIGNED:
+                self._signed.append(written)
+            if operation.name == "LEAKY_RELU" and self._file.readers(read[0]) == 1 and operation.options.Alpha() > 0:
+                self.slopes[read[0]] = operation.options.Alpha()
             return True
         if operation.name == "ADD" and len(read) == 2 and len(set(shapes)) == 1:
             self._join(channels[0], written)
             self._join(channels[1], written)
+            # Twice, so that it is never the one operation: what is added to them has its own sign.
+            self._signed += [written, written]
             return True
         if operation.name == "CONCATENATION" and operation.options.Axis() in (-1, 3):
             if len(read) == len(operation.inputs):

@@ -187,7 +187,8 @@ def prepare(content: bytes, input: Input, pictures: Sequence[Path], int8: Int8) 
     observed: Observed = observe(content, input, pictures, by_channel)
     layers: tuple[str, ...] = ()
     if int8.equalize:
-        made = equalized(content, {index: observed.greatest(index) for index in by_channel})
+        greatest, highest = ({index: of(index) for index in by_channel} for of in (observed.greatest, observed.highest))
+        made = equalized(content, greatest, highest)
         content, observed, layers = made.content, observed.scaled(made.scales), made.layers
     notes: tuple[str, ...] = ()
     if layers:
