@@ -144,6 +144,9 @@ def test_ends_of_channels_and_their_scales() -> None:
     scaled = made.scaled({5: np.array([2.0, 4.0]), 6: np.array([1.0])})
     np.testing.assert_array_equal(scaled.greatest(5), [1.0, 1.0])
     assert set(scaled.low) == {5} and scaled.names == made.names
+    # On any picture, not as a mean; a negative scale exchanges low and high.
+    np.testing.assert_array_equal(made.highest(5), [4.0, 1.0])
+    np.testing.assert_array_equal(made.scaled({5: np.array([-2.0, 1.0])}).high[5], [[0.5, 1.0], [1.5, 1.0]])
 
 
 def test_the_manifest_names_every_picture_by_its_content(tmp_path: Path) -> None:

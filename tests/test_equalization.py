@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pytest
@@ -134,8 +134,14 @@ def scaled(net: Net, content: bytes) -> tuple[Equalized, dict[str, np.ndarray]]:
     """Scaled by what one picture shows; and what all tensors held before."""
     before = inside(content, picture())
     free = scalable(content)
-    greatest = {index: np.abs(before[name]).max((0, 1, 2)) for name, index in net.names.items() if index in free}
-    return equalized(content, greatest), before
+    return equalized(content, *ends(net, before, free)), before
+
+
+def ends(net: Net, before: dict[str, np.ndarray], of: Collection[int]) -> list[dict[int, np.ndarray]]:
+    """Greatest absolute values, and highest values, of the channels of some tensors."""
+    wanted = {index: before[name].max((0, 1, 2)) for name, index in net.names.items() if index in of}
+    sizes = {index: np.abs(before[name]).max((0, 1, 2)) for name, index in net.names.items() if index in of}
+    return [sizes, wanted]
 
 
 def chain(net: Net) -> list[int]:
@@ -201,14 +207,14 @@ def test_channels_that_only_a_depthwise_convolution_reads_become_equally_large()
 
 
 def test_a_dense_reader_pays_with_its_weights() -> None:
-    """s = r^0.6 / w^0.4, w being a weight's share in its filter's greatest."""
+    """s = r^0.7 / w^0.3, w being a weight's share in its filter's greatest."""
     net = Net()
     kernel = np.array([[2.0, -1.0], [0.5, 4.0], [0.0, 1.0]]).reshape(3, 1, 1, 2)
     first = net.conv("first", net.image, 2)
     content = net.finish(net.conv("out", first, 3, kernel=net.constant("kernel", kernel)))
-    found = equalized(content, {first: np.array([32.0, 1e-5])})
+    found = equalized(content, {first: np.array([32.0, 1e-5])}, {})
     # Channel 0 is all of filter 0 and 1/8 of filter 1; channel 1 all of filter 1.
-    np.testing.assert_allclose(found.scales[first], [32**0.6 / 1.0**0.4, 1e-5**0.6], rtol=2 * EPSILON)
+    np.testing.assert_allclose(found.scales[first], [32**0.7 / 1.0**0.3, 1e-5**0.7], rtol=2 * EPSILON)
 
 
 def test_a_channel_that_hardly_a_weight_reads_counts_as_half_a_step() -> None:
@@ -216,8 +222,8 @@ def test_a_channel_that_hardly_a_weight_reads_counts_as_half_a_step() -> None:
     kernel = np.stack([np.ones((3, 1, 1)), np.full((3, 1, 1), 0.4 / 127)], axis=-1)
     first = net.conv("first", net.image, 2)
     content = net.finish(net.conv("out", first, 3, kernel=net.constant("kernel", kernel)))
-    found = equalized(content, {first: np.array([1.0, 2.0])})
-    np.testing.assert_allclose(found.scales[first], [1.0, 2**0.6 / (0.5 / 127) ** 0.4], rtol=2 * EPSILON)
+    found = equalized(content, {first: np.array([1.0, 2.0])}, {})
+    np.testing.assert_allclose(found.scales[first], [1.0, 2**0.7 / (0.5 / 127) ** 0.3], rtol=2 * EPSILON)
 
 
 def test_summands_share_their_scales_and_a_concatenation_keeps_its_parts_own() -> None:
@@ -298,8 +304,7 @@ def test_what_cannot_be_scaled_stays(build: Callable[[Net], list[int]]) -> None:
     assert scalable(content) == frozenset()
     # Not even where it is told of every tensor.
     before = inside(content, picture())
-    greatest = {index: np.abs(before[name]).max((0, 1, 2)) for name, index in net.names.items()}
-    found = equalized(content, greatest)
+    found = equalized(content, *ends(net, before, net.names.values()))
     assert (found.content, dict(found.scales), found.layers) == (content, {}, ())
 
 
@@ -321,8 +326,56 @@ def test_a_dead_channel_and_one_that_is_not_finite_keep_their_size() -> None:
     net = Net()
     content = net.finish(*chain(net))
     first = net.names["first"]
-    found = equalized(content, {first: np.array([0.0, np.inf, 1e-3, 4.0])})
+    found = equalized(content, {first: np.array([0.0, np.inf, 1e-3, 4.0])}, {})
     np.testing.assert_array_equal(found.scales[first], np.array([1, 1, 1e-3, 4], np.float32))
     # Nothing is told of the others.
     assert set(found.scales) == {first} and found.layers == ("first",)
-    assert equalized(content, {}).content == content
+    assert equalized(content, {}, {}).content == content
+
+
+#: Biases that leave the first two channels below 0 everywhere, one of them far, and the third above.
+BELOW = np.array([-1e3, -1e5, 1e3, 0.0])
+
+
+def below(net: Net, between: Callable[[Net, int], int] = lambda _, tensor: tensor) -> list[int]:
+    kernel = net.constant("kernel", np.random.default_rng(5).normal(0, 1, (4, 1, 1, 3)))
+    first = net.conv("first", net.image, 4, kernel=kernel, bias=net.constant("bias", BELOW))
+    return [net.conv("out", net.depthwise("deep", between(net, net.leaky("leaky", first))), 3)]
+
+
+def test_a_channel_that_stays_below_zero_passes_a_leaky_relu_with_its_sign_turned() -> None:
+    net = Net()
+    found, before = scaled(net, net.finish(*below(net)))
+    first, leaky = (found.scales[net.names[name]] for name in ("first", "leaky"))
+    assert (leaky[:2] < 0).all() and (leaky[2:] > 0).all()
+    # 10 times as wide as without the turn, once rounded in the division by LeakyReLU's own 0.1.
+    np.testing.assert_allclose(leaky[:2], -np.abs(before["leaky"]).max((0, 1, 2))[:2], rtol=4 * EPSILON)
+    np.testing.assert_allclose(first, np.where(leaky < 0, leaky / 0.1, leaky), rtol=4 * EPSILON)
+    after = inside(found.content, picture())
+    assert (after["first"][..., :2] > 0).all()
+    np.testing.assert_array_equal(after["leaky"][..., :3], after["first"][..., :3])
+    bound = Net(absolute=True)
+    sums = inside(bound.finish(*below(bound)), picture(absolute=True))
+    # Without signs a channel below 0 leaves LeakyReLU 10 times as large: the bound is as much wider.
+    assert (np.abs(after["out"] - before["out"]) <= 2 * net.roundings * EPSILON * sums["out"]).all()
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda net, tensor: net.pool("pool", "MAX_POOL_2D", tensor),
+        lambda net, tensor: net.leaky("again", tensor),
+        lambda net, tensor: net.add("sum", tensor, net.conv("beside", net.image, 4)),
+    ],
+)
+def test_no_sign_is_turned_where_another_operation_wants_it(between: Callable[[Net, int], int]) -> None:
+    net = Net()
+    found, before = scaled(net, net.finish(*below(net, between)))
+    assert found.layers and all((values > 0).all() for values in found.scales.values())
+
+
+def test_no_sign_is_turned_where_more_than_a_leaky_relu_reads_the_channel() -> None:
+    net = Net()
+    first = net.conv("first", net.image, 4, bias=net.constant("bias", BELOW))
+    found, _ = scaled(net, net.finish(net.conv("out", net.leaky("leaky", first), 3), net.conv("beside", first, 2)))
+    assert found.layers == ("first",) and (found.scales[first] > 0).all()

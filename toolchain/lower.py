@@ -129,8 +129,8 @@ def _rewritten(graph: Graph, precision: str) -> tuple[Graph, list[str], bool]:
         elif precision.startswith("int8") and activation == "mish":
             nodes += _mish_by_sigmoid(node)
             notes.append(
-                f"{node.name}: Mish approximated by x*sigmoid(1.0858x + 0.2598 + relu(0.5272x)), off by 0.0064 at most: "
-                "its own EXP and LOG lose all accuracy in int8"
+                f"{node.name}: Mish approximated by x*sigmoid(1.0858x + 0.2598 + relu(0.5272x)), off by 0.0064 at most:"
+                " its own EXP and LOG lose all accuracy in int8"
             )
             int8_only = True
         elif precision.startswith("int8") and activation in ("hard_silu", "hard_swish"):
