@@ -129,7 +129,7 @@ def test_a_network_that_int8_rewrites_is_compared_with_the_true_one(
     plain = {layer["name"] for layer in _compared("int8")["layers"]}
     named = {layer["name"] for layer in found["layers"]}
     assert {name.partition("_")[0] for name in plain - named} <= {"shaped"}
-    assert {"shaped_scaled_1/mul", "shaped_gate_1/Sigmoid", "shaped_1/Mul"} <= set(found["not_compared"])
+    assert {"shaped_low_1/mul", "shaped_gate_1/Sigmoid", "shaped_1/Mul"} <= set(found["not_compared"])
     assert all(layer["decibels"] > 3 for layer in found["layers"])
 
 
@@ -229,7 +229,7 @@ def test_scaled_channels_are_compared_no_worse_than_with_their_true_scales() -> 
     content = (folder / "float32.tflite").read_bytes()
     free = scalable(content)
     observed = observe(content, graph.input, sorted((folder / "pictures").glob("*.png")), free)
-    scales = equalized(content, {index: observed.greatest(index) for index in free}).scales
+    scales = equalized(content, {index: observed.greatest(index) for index in free}, {}).scales
     files = folder / "int8.tflite", folder / "float32.tflite"
     found = compare_files(*files, [picture], input=graph.input, scaled=True)
     layers = {layer["name"]: layer for layer in found["layers"]}

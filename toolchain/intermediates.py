@@ -79,11 +79,11 @@ class Intermediates:
 
 def channel_factors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """(C,) float32: what each channel of expected, (…, C), is multiplied by to come nearest to found, by least
-    squares; 1 where nothing above 0 does."""
+    squares, below 0 where its sign was turned; 1 where nothing does."""
     axes = tuple(range(expected.ndim - 1))
     both = np.sum(found * expected, axes, dtype=np.float64)
     alone = np.sum(np.square(expected), axes, dtype=np.float64)
-    good = (both > 0) & (alone > 0) & np.isfinite(both) & np.isfinite(alone)
+    good = (both != 0) & (alone > 0) & np.isfinite(both) & np.isfinite(alone)
     return np.where(good, both / np.where(good, alone, 1.0), 1.0).astype(np.float32)
 
 
