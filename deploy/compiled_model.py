@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
+import ai_edge_litert
 import numpy as np
 from ai_edge_litert.compiled_model import CompiledModel, GpuOptions, HardwareAccelerator, Options
 from ai_edge_litert.environment import Environment
@@ -26,6 +29,8 @@ from deploy.interpreter import Model, check_inputs
 
 #: What the runtime's buffers hold; the file's other types have no way in or out.
 _DTYPES = ("float32", "float16", "int32", "int8", "uint8", "bool")
+#: The library that drives GPUs of Linux and Windows, through Vulkan or Direct3D.
+_WEBGPU = "LiteRtWebGpuAccelerator"
 _ADAPTER = re.compile(r"Selected adapter: (.+)")
 #: Vulkan drivers that compute on the processor, by what they call themselves.
 _SOFTWARE = re.compile(r"adapterType=CPU|swiftshader|llvmpipe|lavapipe|softpipe", re.IGNORECASE)
@@ -118,6 +123,9 @@ class _Gpu:
     software: bool | None
 
     def __init__(self) -> None:
+        if list(Path(ai_edge_litert.__file__).parent.glob(f"*{_WEBGPU}.*")):
+            # It has no use for OpenCL, and tells on standard output, among our results, that there is none.
+            os.environ.setdefault("LITERT_DISABLE_OPENCL", "1")
         with caught_stderr() as caught:
             self.environment = Environment.create()
         if "GPU accelerator could not be loaded" in caught.text and "Dynamically loaded GPU" not in caught.text:

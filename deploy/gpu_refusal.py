@@ -13,9 +13,7 @@ NO_LIBRARY = (
     "does not have or cannot load; install ai-edge-litert anew, or choose cpu"
 )
 
-_LIST = re.compile(
-    r"Following operations are not supported by GPU delegate:\n(.*?)^(?:No|\d+) operations will", re.MULTILINE | re.DOTALL
-)
+_LIST = re.compile(r"Following operations are not supported by GPU delegate:\n((?:(?!No |\d).*\n)*)")
 _CUSTOM = "CUSTOM "
 _POSTPROCESS = "TFLite_Detection_PostProcess"
 _NARROW_TYPES = re.compile(r"Tensor type\((INT64|INT16|UINT64|UINT16|FLOAT64)\)")
@@ -46,6 +44,11 @@ def refusal(backend: str, said: str, failed: Exception | None, nodes: int) -> Ba
         return BackendError(
             f"backend {backend} needs fixed shapes, but a tensor of this file gets its shape when it runs; convert the "
             "model with a fixed input shape, or choose cpu"
+        )
+    if "modify graph" in str(failed):  # of shapes it tells once a process
+        return BackendError(
+            f"backend {backend} cannot compile this file, and tells no reason; where a tensor gets its shape when it "
+            "runs, convert the model with a fixed input shape, and else choose cpu"
         )
     return BackendError(
         f"backend {backend} cannot compile this file ({_last_error(said) or last_line(str(failed))}); choose cpu"
