@@ -1,7 +1,8 @@
 /* An external delegate for the tests: claims every ADD of float32 tensors of one size, or what its options say.
  *
  * Options: op=ADD|LOGISTIC (what is claimed), offset=NUMBER (is added to every result, which shows who computed it),
- * refuse=TEXT (the plug-in refuses with that text), fail=yes (a claimed node fails when it runs).
+ * refuse=TEXT (the plug-in refuses with that text), fail=yes (a claimed node fails when it runs), fail=early
+ * (the delegate fails on every file).
  *
  * The declarations are those of TensorFlow Lite's C interface (core/c/common.h) as far as this file reads them; each
  * struct that the runtime reads or that is passed by value is complete. Their sizes on 64-bit machines are asserted.
@@ -84,7 +85,7 @@ _Static_assert(sizeof(void *) != 8 || sizeof(Delegate) == 56, "Delegate");
 
 enum { OK = 0, ERROR = 1, FLOAT32 = 1, ADD = 0, LOGISTIC = 14, MOST_NODES = 64 };
 
-typedef struct { int code; float offset; bool fail; } Settings;
+typedef struct { int code; float offset; bool fail, fail_early; } Settings;
 
 /* What one claimed group of nodes is: see TfLiteDelegateParams. */
 typedef struct { Delegate *delegate; IntArray *nodes, *inputs, *outputs; } Part;
@@ -135,6 +136,7 @@ static int kernel_invoke(Context *context, Node *node) {
 static int delegate_prepare(Context *context, Delegate *delegate) {
   const Settings *settings = delegate->data_;
   IntArray *plan;
+  if (settings->fail_early) return ERROR;
   if (context->GetExecutionPlan(context, &plan) != OK) return ERROR;
   IntArray *claimed = calloc(1, sizeof(IntArray) + MOST_NODES * sizeof(int));
   for (int i = 0; i < plan->size && claimed->size < MOST_NODES; ++i) {
@@ -153,11 +155,11 @@ static int delegate_prepare(Context *context, Delegate *delegate) {
 }
 
 Delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t count, void (*report)(const char *)) {
-  Settings settings = {ADD, 0, false};
+  Settings settings = {ADD, 0, false, false};
   for (size_t i = 0; i < count; ++i) {
     if (!strcmp(keys[i], "op")) settings.code = strcmp(values[i], "LOGISTIC") ? ADD : LOGISTIC;
     else if (!strcmp(keys[i], "offset")) settings.offset = strtof(values[i], NULL);
-    else if (!strcmp(keys[i], "fail")) settings.fail = !strcmp(values[i], "yes");
+    else if (!strcmp(keys[i], "fail")) settings.fail = !strcmp(values[i], "yes"), settings.fail_early = !settings.fail;
     else {
       report(!strcmp(keys[i], "refuse") ? values[i] : "unknown option");
       return NULL;
