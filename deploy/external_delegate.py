@@ -26,7 +26,7 @@ def load(backend: Backend) -> Any:
     except OSError as error:
         raise BackendError(
             f"a delegate is a shared library of this machine's kind, but {library} cannot be loaded "
-            f"({one_line(error)}); give its path, with ./ before a file of this folder, and install what it needs"
+            f"({error}); give its path, with ./ before a file of this folder, and install what it needs"
         ) from error
     for name in _ENTRIES:
         if not hasattr(found, name):
@@ -34,11 +34,8 @@ def load(backend: Backend) -> Any:
     try:
         return load_delegate(library, dict(backend.options))
     except ValueError as error:
+        words = " ".join(str(error).split("\n", 1)[-1].split())  # after the runtime's line, which names the file
         told = ", ".join(f"{key}={value}" for key, value in backend.options) or "no options"
         raise BackendError(
-            f"the delegate {library} refused {told}, and said: {one_line(error) or 'nothing'}; see its documentation"
+            f"the delegate {library} refused {told}, and said: {words or 'nothing'}; see its documentation"
         ) from error
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
