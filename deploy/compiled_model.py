@@ -32,6 +32,8 @@ _DTYPES = ("float32", "float16", "int32", "int8", "uint8", "bool")
 #: The library that drives GPUs of Linux and Windows, through Vulkan or Direct3D.
 _WEBGPU = "LiteRtWebGpuAccelerator"
 _ADAPTER = re.compile(r"Selected adapter: (.+)")
+#: Why there is no adapter.
+_VULKAN = re.compile(r"Warning: (Couldn't load Vulkan|vkCreateInstance)")
 #: Vulkan drivers that compute on the processor, by what they call themselves.
 _SOFTWARE = re.compile(r"adapterType=CPU|swiftshader|llvmpipe|lavapipe|softpipe", re.IGNORECASE)
 
@@ -64,8 +66,7 @@ class GpuModel:
             except (RuntimeError, ValueError) as error:
                 # Without its frames, which hold what the runtime would speak of again when it is freed.
                 failed = error.with_traceback(None)
-        gpu.note_adapter(caught.text)
-        refusal = gpu_refusal.refusal(backend, caught.text, failed, nodes)
+        refusal = gpu_refusal.refusal(backend, gpu.completed(caught.text), failed, nodes)
         if refusal is not None:
             raise refusal from failed
         #: Milliseconds that compiling and laying out the tensors took.
@@ -117,7 +118,7 @@ class GpuModel:
 
 
 class _Gpu:
-    """What all models of a process share: the runtime's environment, and the adapter, which it tells of once."""
+    """What all models of a process share: the runtime's environment, and what it tells of the machine, once."""
 
     adapter: str
     software: bool | None
@@ -130,13 +131,16 @@ class _Gpu:
             self.environment = Environment.create()
         if "GPU accelerator could not be loaded" in caught.text and "Dynamically loaded GPU" not in caught.text:
             raise BackendError(gpu_refusal.NO_LIBRARY)
-        self.adapter, self.software = "unavailable", None
+        self.adapter, self.software, self._vulkan = "unavailable", None, ""
 
-    def note_adapter(self, said: str) -> None:
+    def completed(self, said: str) -> str:
+        """What the runtime said of one model, with what it tells of the machine once a process."""
         found = _ADAPTER.search(said)
         if found:
             line = found[1].strip()
             self.adapter, self.software = line.split(", ")[0], bool(_SOFTWARE.search(line))
+        self._vulkan += "".join(line for line in said.splitlines(keepends=True) if _VULKAN.match(line))
+        return self._vulkan + said
 
 
 @functools.cache

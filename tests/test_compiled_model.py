@@ -237,11 +237,24 @@ def test_types_that_have_no_way_in_are_refused_without_a_gpu(dtype: str) -> None
 def test_a_missing_driver_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "sum.tflite"
     path.write_bytes(sum_of("float32"))
+    # Vulkan's own words come once a process, ours every time.
     variables = {**software_gpu.settings(), "VK_ICD_FILENAMES": "/nonexistent", "VK_DRIVER_FILES": "/nonexistent"}
-    told, _ = open_child.opened("gpu", [path], variables)
+    told, _ = open_child.opened("gpu", [path, path], variables)
+    assert told[0] == told[1]
     assert told[0]["error"] == "BackendError"
-    assert "needs a GPU with a driver, and none was found" in told[0]["message"]
+    assert "needs a GPU with a driver, and none was found (vkCreateInstance" in told[0]["message"]
     assert not (tmp_path / "sum.tflite.npz").exists()
+
+
+def test_a_missing_loader_is_an_error(tmp_path: Path) -> None:
+    variables = software_gpu.settings()
+    if "LD_LIBRARY_PATH" not in variables:
+        pytest.skip("the Vulkan loader is found without a setting of ours, so none hides it")
+    path = tmp_path / "sum.tflite"
+    path.write_bytes(sum_of("float32"))
+    told, _ = open_child.opened("gpu", [path, path], {**variables, "LD_LIBRARY_PATH": ""})
+    assert told[0] == told[1]
+    assert "needs the Vulkan loader, which this machine lacks" in told[0]["message"]
 
 
 def without_gpu_library(folder: Path) -> Path:
