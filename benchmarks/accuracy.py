@@ -300,6 +300,7 @@ def _settings(model: Path, data: Path, split: str | None, detector: Detector) ->
         "iou": detector.iou,
         "backend": detector.model.backend,
         "threads": detector.model.threads,
+        "delegation": detector.model.delegated.as_json(),
     }
 
 

@@ -27,10 +27,11 @@ import numpy as np
 from benchmarks.environment import environment, load_average
 from benchmarks.latency import time_statistics
 from benchmarks.tables import table
+from deploy.backend import BACKEND_HELP
 from deploy.command_line import debug_option, json_option, run, write_json
 from deploy.contract import Tensor
 from deploy.errors import InputError, SlimdetError
-from deploy.interpreter import Model
+from deploy.open_model import open_model
 
 #: Of a bootstrap. With one less than a multiple of 40, both ends of the 95 % interval are draws themselves.
 DRAWS = 1999
@@ -41,6 +42,7 @@ _BLOCK = 1 << 20
 def alternate(
     models: Mapping[str, bytes | Path],
     *,
+    backend: str = "cpu",
     threads: int = 1,
     runs: int = 30,
     min_secs: float = 1.0,
@@ -54,14 +56,14 @@ def alternate(
     and min_secs have passed, and end at max_secs, after one round at least; before them warmup_secs of rounds, one at
     least, are not counted. seed: of the inputs and of the order in each round.
 
-    Raises InputError, naming the model, for a file or a setting that cannot be used, BackendError where XNNPACK cannot
-    run one.
+    Raises InputError, naming the model, for a file or a setting that cannot be used, BackendError where the
+    backend is not to be had or cannot run one.
     """
     limits = (("runs", runs, 1), ("min_secs", min_secs, 0), ("max_secs", max_secs, 0), ("warmup_secs", warmup_secs, 0))
     for name, value, least in limits:
         if not least <= value < 1e9:
             raise InputError(f"{name} is a number from {least}, not {value}; give one")
-    inferences = {name: _inference(name, model, threads, seed) for name, model in models.items()}
+    inferences = {name: _inference(name, model, backend, threads, seed) for name, model in models.items()}
     in_rounds(inferences, runs=1, min_secs=warmup_secs, max_secs=max_secs, seed=seed)
     return in_rounds(inferences, runs=runs, min_secs=min_secs, max_secs=max_secs, seed=seed)
 
@@ -118,10 +120,10 @@ def ratio_interval(first: Sequence[int], second: Sequence[int], *, seed: int = 0
     return float(whole[0] / whole[1]), float(ratios[outside]), float(ratios[-1 - outside])
 
 
-def _inference(name: str, model: bytes | Path, threads: int, seed: int) -> Callable[[], None]:
+def _inference(name: str, model: bytes | Path, backend: str, threads: int, seed: int) -> Callable[[], None]:
     """Runs the model once more on its random inputs, which stay as they were set."""
     try:
-        opened = Model(model if isinstance(model, bytes) else model.read_bytes(), threads=threads)
+        opened = open_model(model if isinstance(model, bytes) else model.read_bytes(), backend, threads)
         generator = np.random.default_rng(seed)
         opened.run({tensor.name: _example(tensor, generator) for tensor in opened.inputs})
     except OSError as error:
@@ -168,6 +170,7 @@ def compare(models: Sequence[Path], **settings: Any) -> dict[str, Any]:
 
 @click.command(no_args_is_help=True, epilog="Example: python -m benchmarks.alternate whole.tflite pruned.tflite")
 @click.argument("models", metavar="A.tflite B.tflite ...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--backend", default="cpu", show_default=True, help=BACKEND_HELP)
 @click.option(
     "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of each interpreter."
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from benchmarks.tables import accuracy_text, latency_text
+from deploy.backend import BACKEND_HELP
 from deploy.command_line import debug_option, json_option, write_json
 
 PROTOCOLS = ("voc07", "voc", "darknet", "coco")
@@ -20,9 +21,7 @@ PROTOCOLS = ("voc07", "voc", "darknet", "coco")
 QUIET_SECONDS, TERMINAL_SECONDS, LOG_SECONDS = 2.0, 0.2, 10.0
 
 MODEL = click.argument("model", metavar="M.tflite", type=click.Path(path_type=Path))
-BACKEND = click.option(
-    "--backend", default="cpu", show_default=True, help="What runs the model: cpu, cpu-builtin or cpu-reference."
-)
+BACKEND = click.option("--backend", default="cpu", show_default=True, help=BACKEND_HELP)
 THREADS = click.option(
     "--threads",
     "--num-threads",

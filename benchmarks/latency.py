@@ -103,6 +103,8 @@ def _warnings(busy: list[float] | None, threads: int, result: dict[str, Any]) ->
         found.append(f"{threads} threads on {cores} cores: threads wait for each other")
     if result["stopped_by"] == "max_secs":
         found.append(f"max_secs ended it after {result['runs']} runs: percentiles of few runs say little")
+    if result["delegation"]["software"] is True:
+        found.append(f"{result['delegation']['adapter']} computes on the processor: its times are no GPU's")
     return found
 
 

@@ -72,6 +72,7 @@ def measure(settings: dict[str, Any], answer: Callable[[dict[str, Any]], None]) 
         "peak_memory_mb": peak_memory_mb(),
         "delegated_nodes": delegated.nodes,
         "nodes": delegated.total,
+        "delegation": delegated.as_json(),
         "precision": detector.contract.precision,
         "resize": detector.contract.input.resize,
         "input": [detector.contract.input.height, detector.contract.input.width],

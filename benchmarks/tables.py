@@ -61,7 +61,7 @@ def latency_text(result: dict[str, Any]) -> str:
         ("first invoke", f"{result['first_ms']:.2f} ms"),
         ("processor time", f"{result['cpu_ms']:.2f} ms an invoke"),
         ("peak memory", memory if isinstance(memory, str) else f"{memory:.0f} MB"),
-        ("delegated", f"{result['delegated_nodes']} of {result['nodes']} nodes"),
+        ("delegated", _delegated_words(result)),
         ("runs", f"{result['runs']} in {result['measured_s']:.2f} s, after {result['warmup_runs']} to warm up"),
         ("backend", f"{result['backend']}, {result['threads']} thread{'s' * (result['threads'] > 1)}"),
         ("machine", f"{result['environment']['cpu']}, {result['environment']['cores']} cores"),
@@ -70,6 +70,14 @@ def latency_text(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [table(("ms", *names), rows), table(("", ""), once), *(["\n".join(warnings)] if warnings else [])]
     )
+
+
+def _delegated_words(result: dict[str, Any]) -> str:
+    told, words = result["delegation"], f"{result['delegated_nodes']} of {result['nodes']} nodes"
+    if told["adapter"] is not None:
+        words += f" on {told['adapter']}"
+    left = [f"{one['op']} x{one['count']}" for one in told["left"]]
+    return f"{words}; left: {_first(left, 5)}" if left else words
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,8 +1,10 @@
-"""Keeps the runtime's idle talk from the terminal, and loses nothing else."""
+"""Keeps the runtime's idle talk from the terminal, and reads what it tells nowhere else."""
 
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,47 @@ def without_chatter() -> Iterator[None]:
         finally:
             if saved is not None:
                 _restore_stderr(*saved)
+
+
+class Caught:
+    """What was written to standard error, once it is known."""
+
+    text: str = ""
+
+
+@contextmanager
+def caught_stderr() -> Iterator[Caught]:
+    """Keeps all that is written to standard error meanwhile, by whatever language, and gives it as text at the end.
+
+    For calls whose reasons stand there alone, among much talk. What ends the process meanwhile takes it along.
+    """
+    caught = Caught()
+    with _lock, tempfile.TemporaryFile() as file:
+        try:
+            terminal: int | None = os.dup(2)
+        except OSError:  # standard error is closed
+            terminal = None
+        os.dup2(file.fileno(), 2)
+        try:
+            yield caught
+        finally:
+            if terminal is None:
+                os.close(2)
+            else:
+                os.dup2(terminal, 2)
+                os.close(terminal)
+            file.seek(0)
+            caught.text = file.read().decode(errors="replace")
+
+
+def silence_stderr() -> None:
+    """Keeps all that follows from standard error: for the last moment of a process, where only libraries that are
+    unloaded still speak."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _divert_stderr() -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from deploy.backend import BACKEND_HELP, CPU_BACKENDS
 from deploy.command_line import debug_option, refuse_to_overwrite
 
 
@@ -55,7 +56,7 @@ def _fraction_option(name: str, default: float, text: str) -> Any:
     help="Write one line of JSON a picture or frame; - is standard output. After Ctrl-C, FILE holds what was finished; "
     "after an error an older FILE stays as it was; after a kill too, and what was finished is in .FILE.PID.part.",
 )
-@click.option("--backend", default="cpu", show_default=True, help="cpu, cpu-builtin or cpu-reference.")
+@click.option("--backend", default="cpu", show_default=True, help=BACKEND_HELP)
 @click.option(
     "--threads", metavar="N", type=click.IntRange(1, 256), default=1, show_default=True, help="Interpreter's threads."
 )
@@ -91,4 +92,7 @@ def detect(
         output.output_folder(out, located)
     if jsonl is not None and jsonl != "-":
         refuse_to_overwrite("--jsonl", jsonl, [model, *located.files])
-    feed.run(Detector(model, backend, threads, conf, iou), located, out, jsonl)
+    detector = Detector(model, backend, threads, conf, iou)
+    if backend not in CPU_BACKENDS:
+        click.echo(f"{output.printable(f'{backend}: {detector.model.delegated}')}", err=True)
+    feed.run(detector, located, out, jsonl)

@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+from deploy.chatter import silence_stderr
 from deploy.errors import InputError, SlimdetError
 
 #: Where --debug, given to any command, is kept in the root context for the outermost handler.
@@ -112,7 +113,10 @@ def run(command: click.Command, name: str) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(exit_code(command, name, sys.argv[1:]))
+    code = exit_code(command, name, sys.argv[1:])
+    if "deploy.compiled_model" in sys.modules:
+        silence_stderr()  # the GPU's runtime has no switch for what it says when it is unloaded
+    sys.exit(code)
 
 
 def exit_code(command: click.Command, name: str, arguments: list[str]) -> int:

@@ -11,9 +11,10 @@ from deploy.contract import Contract, PostprocessHead
 from deploy.decode import decode
 from deploy.detections import Detections
 from deploy.errors import InputError
-from deploy.interpreter import Model, check
+from deploy.interpreter import check
 from deploy.model_file import read
 from deploy.nms import nms
+from deploy.open_model import OpenModel, open_model
 from deploy.preprocess import Placement, Preprocessor, to_source
 
 
@@ -27,7 +28,7 @@ class Detector:
     """
 
     contract: Contract
-    model: Model
+    model: OpenModel
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class Detector:
             raise InputError(f"limit is at least 1 detection a picture, not {limit}; give one, such as 300")
         self.conf, self.iou, self.limit = conf, iou, limit
         content, self.contract = read(Path(path))
-        self.model = Model(content, backend, threads)
+        self.model = open_model(content, backend, threads)
         check(self.model, self.contract)
         self.preprocess = Preprocessor(self.contract.input, self.model.inputs[0])
 

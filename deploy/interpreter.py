@@ -1,40 +1,38 @@
-"""The LiteRT interpreter on one file: named tensors in, named tensors out, on the backend that was asked for."""
+"""The LiteRT interpreter on one file: named tensors in, named tensors out, on the CPU or an external delegate."""
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from deploy import external_delegate
+from deploy.backend import CPU_BACKENDS, Backend, parse_backend
 from deploy.chatter import without_chatter
 from deploy.contract import ROLES, Contract, Input, Scale, Tensor, YoloHead
+from deploy.delegated import Delegated, delegated, stand_ins
 from deploy.errors import BackendError, ContractError, InputError
 
-#: cpu: XNNPACK takes what it can. cpu-builtin: the runtime's own optimised kernels. cpu-reference: its plain ones.
-BACKENDS = ("cpu", "cpu-builtin", "cpu-reference")
+if TYPE_CHECKING:
+    from deploy.open_model import OpenModel
 
 _MOST_THREADS = 256
 _RESOLVERS = {
     "cpu": OpResolverType.AUTO,
     "cpu-builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     "cpu-reference": OpResolverType.BUILTIN_REF,
+    # XNNPACK takes of the rest what it can.
+    "delegate": OpResolverType.AUTO,
 }
 _SIGNATURE = "serving_default"
 
 
-class Delegated(NamedTuple):
-    """How many of the file's nodes XNNPACK computes; the kernels of the runtime itself do the rest."""
-
-    nodes: int
-    total: int
-
-
 class Model:
-    """A .tflite on one backend, ready to run. Not for several threads at once.
+    """A .tflite in the interpreter, on a CPU backend or an external delegate. Not for several threads at once.
 
     `inputs` and `outputs` stand under their signature's names, or under the tensors' own where the file has no
     signature.
@@ -47,24 +45,31 @@ class Model:
     outputs: tuple[Tensor, ...]
 
     def __init__(self, content: bytes, backend: str = "cpu", threads: int = 1) -> None:
-        resolver = op_resolver(backend)
+        chosen = _interpreters(backend)
         if not 1 <= threads <= _MOST_THREADS:
             raise InputError(f"threads is a whole number from 1 to {_MOST_THREADS}, not {threads}; the default is 1")
         self.backend, self.threads = backend, threads
-        self._interpreter = _open(content, resolver, threads)
+        self._interpreter = _open(content, _RESOLVERS[chosen.kind], threads)
         opened = time.perf_counter_ns()
+        #: Nodes that stand for what the external delegate took; None where there is none.
+        self._claims: frozenset[int] | None = None
         try:
             with without_chatter():
+                if chosen.kind == "delegate":
+                    self._interpreter = _with_delegate(content, chosen, threads)
+                    self._claims = stand_ins(self._operations())
                 self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise BackendError(
                 f"backend {backend} cannot run this file ({_first_line(error)}); it holds built-in operations only, "
-                "and other backends are " + ", ".join(name for name in BACKENDS if name != backend)
+                "and other backends are " + ", ".join(name for name in CPU_BACKENDS if name != backend)
             ) from error
         #: Milliseconds that laying out the tensors in memory took, delegates included.
         self.allocate_ms = (time.perf_counter_ns() - opened) / 1e6
         try:
-            inputs, outputs = _details(self._interpreter)
+            #: The signature under whose names they stand, None where the file has none.
+            self.signature = _signature(self._interpreter)
+            inputs, outputs = _details(self._interpreter, self.signature)
         except UnicodeDecodeError as error:
             raise InputError(f"the .tflite is damaged: a tensor's name is no text ({error}); copy it anew") from error
         self.inputs = tuple(_tensor(name, details) for name, details in inputs.items())
@@ -80,15 +85,9 @@ class Model:
 
         Raises InputError where a name, shape or dtype is not the file's, BackendError where the run fails.
         """
-        if len(inputs) != len(self.inputs):
-            known = ", ".join(self._input_indices)
-            raise InputError(f"the file reads {known}, each once, not {', '.join(inputs) or 'nothing'}")
-        for tensor in self.inputs:
-            array = inputs.get(tensor.name)
-            if array is None or array.shape != tensor.shape or array.dtype != tensor.dtype:
-                got = "nothing" if array is None else f"{array.dtype} {array.shape}"
-                raise InputError(f"input {tensor.name!r} is {tensor.dtype} {tensor.shape}, not {got}; convert it")
-            self._interpreter.set_tensor(self._input_indices[tensor.name], array)
+        check_inputs(self.inputs, inputs)
+        for name, index in self._input_indices.items():
+            self._interpreter.set_tensor(index, inputs[name])
         self.invoke()
         return {tensor.name: self._output(tensor) for tensor in self.outputs}
 
@@ -102,23 +101,8 @@ class Model:
 
     @functools.cached_property
     def delegated(self) -> Delegated:
-        """What XNNPACK took of the file's nodes."""
-        # A node named DELEGATE stands for those between its inputs and its outputs, which stay in the list.
-        operations = self._operations()
-        own = [operation for operation in operations if operation["op_name"] != "DELEGATE"]
-        maker = {int(output): operation for operation in own for output in operation["outputs"]}
-        taken: set[int] = set()
-        for delegate in operations:
-            if delegate["op_name"] != "DELEGATE":
-                continue
-            border = {int(tensor) for tensor in delegate["inputs"]}
-            waiting = [int(tensor) for tensor in delegate["outputs"]]
-            while waiting:
-                tensor = waiting.pop()
-                if tensor in maker and tensor not in border and maker[tensor]["index"] not in taken:
-                    taken.add(maker[tensor]["index"])
-                    waiting += [int(source) for source in maker[tensor]["inputs"]]
-        return Delegated(len(taken), len(own))
+        """What the external delegate took of the file's nodes, or XNNPACK where there is none."""
+        return delegated(self._operations(), self._claims)
 
     def _operations(self) -> list[dict[str, Any]]:
         try:
@@ -181,17 +165,19 @@ def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def op_resolver(backend: str) -> OpResolverType:
-    """The kernels of a backend. Raises BackendError for a name that is unknown or not yet to be had."""
-    if backend not in _RESOLVERS:
-        known = ", ".join(BACKENDS)
-        if backend == "gpu" or backend.startswith("delegate:"):
-            raise BackendError(f"backend {backend!r} is not built in yet; choose one of {known}")
-        raise BackendError(f"a backend is one of {known}, not {backend!r}")
-    return _RESOLVERS[backend]
+def check_inputs(tensors: Sequence[Tensor], inputs: Mapping[str, np.ndarray]) -> None:
+    """Raises InputError where the inputs are not, by name, shape and dtype, those that the file reads."""
+    if len(inputs) != len(tensors):
+        known = ", ".join(tensor.name for tensor in tensors)
+        raise InputError(f"the file reads {known}, each once, not {', '.join(inputs) or 'nothing'}")
+    for tensor in tensors:
+        array = inputs.get(tensor.name)
+        if array is None or array.shape != tensor.shape or array.dtype != tensor.dtype:
+            got = "nothing" if array is None else f"{array.dtype} {array.shape}"
+            raise InputError(f"input {tensor.name!r} is {tensor.dtype} {tensor.shape}, not {got}; convert it")
 
 
-def check(model: Model, contract: Contract) -> None:
+def check(model: OpenModel, contract: Contract) -> None:
     """Raises ContractError, naming the tensor, where the file's tensors are not those that its metadata tells of, or
     cannot hold what its head says."""
     actual = {tensor.name: tensor for tensor in (*model.inputs, *model.outputs)}
@@ -273,15 +259,47 @@ def _open(content: bytes, resolver: OpResolverType, threads: int) -> Interpreter
         raise InputError(f"the .tflite is damaged or cut short ({reason}); copy or build it anew") from error
 
 
-def _details(interpreter: Interpreter) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The runtime's own description of inputs and outputs by name."""
+def _interpreters(backend: str) -> Backend:
+    """The backend, which is one of the interpreter's. Raises BackendError where it is not."""
+    chosen = parse_backend(backend)
+    if chosen.kind == "npu":
+        raise BackendError(
+            "backend npu needs a chip with its maker's runtime and compiler, which slimdet cannot drive yet; where the "
+            "maker has a TensorFlow Lite delegate, use delegate:LIBRARY, and else cpu or gpu"
+        )
+    if chosen.kind not in _RESOLVERS:
+        raise BackendError(f"the interpreter has no backend {backend}; open the file with open_model, or choose cpu")
+    return chosen
+
+
+def _with_delegate(content: bytes, backend: Backend, threads: int) -> Interpreter:
+    """An interpreter whose nodes the delegate has claimed. Raises BackendError where it is not to be had or fails."""
+    loaded = external_delegate.load(backend)
+    try:
+        return Interpreter(model_content=content, num_threads=threads, experimental_delegates=[loaded])
+    except (RuntimeError, ValueError) as error:
+        raise BackendError(
+            f"the delegate {backend.library} failed on this file ({_first_line(error)}); give it other options, or "
+            "choose cpu"
+        ) from error
+
+
+def _signature(interpreter: Interpreter) -> str | None:
+    """The name of the signature that is run, None where the file has none."""
     signatures = interpreter.get_signature_list()
-    if signatures:
-        key = next(iter(signatures)) if len(signatures) == 1 else _SIGNATURE
-        if key not in signatures:
-            raise InputError(f"of several signatures, {_SIGNATURE!r} is run, but this file has {', '.join(signatures)}")
+    if not signatures:
+        return None
+    key: str = next(iter(signatures)) if len(signatures) == 1 else _SIGNATURE
+    if key not in signatures:
+        raise InputError(f"of several signatures, {_SIGNATURE!r} is run, but this file has {', '.join(signatures)}")
+    return key
+
+
+def _details(interpreter: Interpreter, signature: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The runtime's own description of inputs and outputs by name."""
+    if signature is not None:
         # Its runner counts as a reference to the interpreter's memory, so it is not kept.
-        runner = interpreter.get_signature_runner(key)
+        runner = interpreter.get_signature_runner(signature)
         return runner.get_input_details(), runner.get_output_details()
     inputs = {details["name"]: details for details in interpreter.get_input_details()}
     outputs = {details["name"]: details for details in interpreter.get_output_details()}

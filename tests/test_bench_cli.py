@@ -165,7 +165,7 @@ def test_what_a_user_can_cause_is_code_1_and_one_sentence(tmp_path, toy, capsys)
         ["accuracy", str(half), "--data", data],
         ["accuracy", toy, "--data", str(tmp_path / "none")],
         ["accuracy", toy, "--data", data, "--split", "train"],
-        ["accuracy", toy, "--data", data, "--backend", "gpu"],
+        ["accuracy", toy, "--data", data, "--backend", "npu"],
     ):
         assert run(*arguments) == 1
         assert one_sentence(capsys).startswith("slimdet: error: ")

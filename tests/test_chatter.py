@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from deploy.chatter import without_chatter
+from deploy.chatter import caught_stderr, without_chatter
 
 LINE = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
 
@@ -42,16 +42,35 @@ def test_threads_at_once_leave_standard_error_as_it_was(capfd: pytest.CaptureFix
     assert lines[-1] == "after"
 
 
+def test_all_is_caught_and_none_of_it_seen(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="reason"), caught_stderr() as caught:
+        os.write(2, b"one\n" + LINE + b"\xff")
+        raise ValueError("reason")
+    os.write(2, b"after\n")
+    assert caught.text == f"one\n{LINE.decode()}\N{REPLACEMENT CHARACTER}"
+    assert capfd.readouterr().err == "after\n"
+
+
 def test_no_descriptor_is_left_open() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with without_chatter():
             pass
+        with caught_stderr():
+            pass
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_closed_standard_error_is_no_fault() -> None:
-    lines = ["import os; os.close(2)", "from deploy.chatter import without_chatter"]
+    lines = ["import os; os.close(2)", "from deploy.chatter import caught_stderr, silence_stderr, without_chatter"]
     lines += ["with without_chatter(): print('ran')"]
+    lines += ["with caught_stderr() as caught: os.write(2, b'told')", "print(caught.text); silence_stderr()"]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
-    assert done.stdout == "ran\n"
+    assert done.stdout == "ran\ntold\n"
+
+
+def test_silence_keeps_what_was_written_before() -> None:
+    lines = ["import os, sys", "from deploy.chatter import silence_stderr", "print('before', file=sys.stderr)"]
+    lines += ["silence_stderr()", "print('after', file=sys.stderr, flush=True)", "os.write(2, b'after')"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert done.stderr == "before\n"

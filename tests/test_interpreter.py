@@ -7,9 +7,11 @@ import tiny_tflite
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
+from deploy.backend import CPU_BACKENDS
 from deploy.contract import PostprocessHead, Tensor
+from deploy.delegated import Delegated, Left
 from deploy.errors import BackendError, ContractError, InputError
-from deploy.interpreter import BACKENDS, Model, check, op_resolver
+from deploy.interpreter import Model, check
 
 BODY, CONTRACT = tiny_tflite.yolo()
 BODY8, CONTRACT8 = tiny_tflite.yolo("int8")
@@ -41,7 +43,7 @@ def test_of_several_signatures_the_default_one_is_run() -> None:
         Model(tiny_tflite.yolo(signatures=("one", "two"))[0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_backend_computes_the_network(backend: str, threads: int) -> None:
     picture = dots(0)
@@ -122,12 +124,12 @@ def test_wrong_inputs_are_refused_by_name_shape_and_dtype() -> None:
 
 
 def test_delegated_counts_what_xnnpack_took() -> None:
-    assert Model(BODY).delegated == (4, 4)
-    assert Model(BODY8).delegated == (4, 4)
-    assert Model(BODY, "cpu-builtin").delegated == (0, 4)
+    assert Model(BODY).delegated == Model(BODY8).delegated == Delegated(4, 4)
+    assert Model(BODY, "cpu-builtin").delegated == Delegated(0, 4, (Left("CONV_2D", 4),))
     # DEQUANTIZE of uint8 and RESHAPE; the custom operation stays.
     delegated = Model(tiny_tflite.postprocess()).delegated
     assert delegated.total == 3 and 1 <= delegated.nodes <= 2
+    assert "TFLite_Detection_PostProcess" in [left.op for left in delegated.left]
 
 
 def test_outputs_of_an_operation_come_in_its_order() -> None:
@@ -138,16 +140,20 @@ def test_outputs_of_an_operation_come_in_its_order() -> None:
     assert model.outputs_of("RESHAPE") == [("",)]
 
 
-@pytest.mark.parametrize("backend", ["gpu", "delegate:/lib/x.so", "delegate:/lib/x.so?a=b"])
-def test_backends_to_come_are_refused_as_such(backend: str) -> None:
-    with pytest.raises(BackendError, match="not built in yet; choose one of cpu, cpu-builtin, cpu-reference"):
-        op_resolver(backend)
-
-
 @pytest.mark.parametrize("backend", ["", "CPU", "xnnpack", "cpu "])
 def test_unknown_backends_are_refused(backend: str) -> None:
     with pytest.raises(BackendError, match="a backend is one of cpu, cpu-builtin, cpu-reference"):
         Model(BODY, backend)
+
+
+def test_what_an_npu_would_need_is_said() -> None:
+    with pytest.raises(BackendError, match="npu needs a chip with its maker's runtime and compiler"):
+        Model(BODY, "npu")
+
+
+def test_the_interpreter_never_stands_in_for_a_gpu() -> None:
+    with pytest.raises(BackendError, match="the interpreter has no backend gpu"):
+        Model(BODY, "gpu")
 
 
 @pytest.mark.parametrize("threads", [0, -1, 257])

@@ -22,6 +22,8 @@ _TYPES = {
     "int8": schema.TensorType.INT8,
     "uint8": schema.TensorType.UINT8,
     "int32": schema.TensorType.INT32,
+    "int16": schema.TensorType.INT16,
+    "int64": schema.TensorType.INT64,
 }
 
 
