@@ -9,6 +9,9 @@ to the truth the other way round; no other choice meets the reference figures. F
 ymin - 1, xmax, ymax], the pixels' outer edges: of data in COCO layout the very boxes that they name. Detections are
 scored as the network gives them, not cut at the picture's border (darknet's `detector map` does not either; cutting
 gains some 0.1 to 0.6 points).
+
+mAP looks at all scores; whoever uses a detector looks at those from a threshold on. Precision, recall and the causes of
+errors are told there, at the *working threshold*, at IoU 0.5.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import functools
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,11 +30,22 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from benchmarks.annotations import Dataset, Picture, Skipped, fit_boxes
+from benchmarks.class_figures import (
+    IOU_THRESHOLD,
+    Scores,
+    class_figures,
+    from_score,
+    in_coordinates,
+    outcomes_at,
+    score,
+    working_point,
+)
 from benchmarks.classes import Matching, match_classes
-from benchmarks.coco_metric import coco_precisions
 from benchmarks.dataset import read_dataset
 from benchmarks.environment import environment
-from benchmarks.voc_metric import Found, Truths, average_precisions
+from benchmarks.misses import find_misses, misses_json
+from benchmarks.voc_metric import Found, Truths
+from benchmarks.worst_pictures import check_folder, write_worst
 from deploy.detections import Detections
 from deploy.detector import Detector
 from deploy.errors import InputError
@@ -47,14 +61,16 @@ AHEAD = 4
 #: Detections kept of a picture: as many as NMS looks at. COCO counts 100 a class, so nothing that counts is cut off.
 LIMIT = 10_000
 
-#: IoU from which a detection is a hit in the VOC family.
-IOU_THRESHOLD = 0.5
+SCHEMA = "slimdet.accuracy/1"
+#: Where the working threshold is not given: that of `slimdet detect`.
+WORKING_CONF = 0.25
 
 
 @dataclasses.dataclass(eq=False)
 class _Seen:
     """What has been seen so far: per scored picture its truths and detections, and where the time went."""
 
+    pictures: list[Picture] = dataclasses.field(default_factory=list)
     truths: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
     found: list[Detections] = dataclasses.field(default_factory=list)
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
@@ -64,6 +80,18 @@ class _Seen:
     seconds: dict[str, float] = dataclasses.field(
         default_factory=lambda: dict.fromkeys(("decode_s", "preprocess_s", "invoke_s", "postprocess_s"), 0.0)
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """A result, and what it was made of."""
+
+    #: See measure_accuracy.
+    result: dict[str, Any]
+    #: Ids of the scored pictures.
+    picture_ids: list[str]
+    #: Of each scored picture, with the model's class ids.
+    found: list[Detections]
 
 
 def measure_accuracy(
@@ -77,33 +105,84 @@ def measure_accuracy(
     threads: int = 1,
     conf: float = 0.005,
     iou: float = 0.45,
+    working_conf: float | None = None,
+    worst: Path | None = None,
+    worst_count: int = 12,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The mAP of a .tflite, as plain JSON: `map` (0 to 1), `per_class`, `protocol`, `images` (those scored), and all
     that the figure depends on. `map` is at IoU 0.5, for coco the mean over .50:.05:.95 with `map50` and `map75`
-    beside it.
+    beside it. `classes` has more of each class (see class_figures), `working` precision and recall of all, `misses` the
+    causes of the errors (see misses_json), the last two at the working threshold.
 
     data, split and names: see read_dataset. Only classes that model and data share are scored, and of these only those
-    with a truth. conf: least score, 0..1. iou: of the suppression, 0..1. progress is called with the pictures done and
-    their total.
+    with a truth. conf: least score, 0..1. iou: of the suppression, 0..1. working_conf: conf..1; where None 0.25, or
+    conf if that is more. worst: folder that receives the worst_count worst pictures (see write_worst). progress is
+    called with the pictures done and their total.
 
     Raises InputError for a protocol, data set or model that cannot be used, BackendError for the backend. A single
     picture that cannot be used is left out, of the truth as well, and listed under `skipped`.
     """
+    return measure(
+        model,
+        data,
+        split,
+        protocol,
+        names=names,
+        backend=backend,
+        threads=threads,
+        conf=conf,
+        iou=iou,
+        working_conf=working_conf,
+        worst=worst,
+        worst_count=worst_count,
+        progress=progress,
+    ).result
+
+
+def measure(
+    model: Path,
+    data: Path,
+    split: str | None,
+    protocol: str,
+    *,
+    names: tuple[str, ...] = (),
+    backend: str = "cpu",
+    threads: int = 1,
+    conf: float = 0.005,
+    iou: float = 0.45,
+    working_conf: float | None = None,
+    worst: Path | None = None,
+    worst_count: int = 12,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """As measure_accuracy, with the detections themselves."""
     start = time.perf_counter()
     if protocol not in PROTOCOLS:
         raise InputError(f"a protocol is one of {', '.join(PROTOCOLS)}, not {protocol!r}")
-    dataset = read_dataset(data, split, names)
+    working = max(WORKING_CONF, conf) if working_conf is None else working_conf
     detector = Detector(model, backend, threads, conf=conf, iou=iou, limit=LIMIT)
+    if not conf <= working <= 1:
+        raise InputError(
+            f"the working threshold is a score from conf, {conf}, to 1, not {working}; give one, or a smaller conf"
+        )
+    dataset = read_dataset(data, split, names)
+    if worst is not None:
+        check_folder(worst, data)
     matching = _matched(detector.contract.labels, dataset)
     seen = _look(dataset, functools.partial(_detect, detector), progress)
     metric_start = time.perf_counter()
     truths, found = _scorable(seen, dataset, matching, _place(data, split))
-    scores = _score(truths, found, len(seen.found), len(dataset.names), protocol)
+    scores = score(*in_coordinates(truths, found, protocol), len(seen.found), len(dataset.names), protocol)
+    figures = {
+        **_figures(scores, dataset.names, matching),
+        **_at_work(seen, dataset, matching, truths, found, scores, protocol, working, worst, worst_count),
+    }
     end = time.perf_counter()
     seconds = {**seen.seconds, "metric_s": end - metric_start, "wall_s": end - start}
-    return {
-        **_figures(scores, dataset.names, matching),
+    result = {
+        "schema": SCHEMA,
+        **figures,
         "protocol": protocol,
         "iou_threshold": "0.50:0.05:0.95" if protocol == "coco" else IOU_THRESHOLD,
         "images": len(seen.found),
@@ -112,10 +191,12 @@ def measure_accuracy(
         "detections": len(found),
         **_left_out(seen, dataset, matching),
         **_settings(model, data, split, detector),
+        "working_conf": working,
         **seconds,
         "wall_ratio": seconds["wall_s"] / max(seconds["decode_s"] + seconds["invoke_s"], 1e-9),
         "environment": environment(),
     }
+    return Measured(result, [picture.id for picture in seen.pictures], seen.found)
 
 
 def mean_average_precision(
@@ -133,8 +214,8 @@ def mean_average_precision(
     matching = _matched(labels, dataset)
     seen = _look(dataset, lambda pixels, _: detect(pixels), None)
     truths, found = _scorable(seen, dataset, matching, _place(data, split))
-    figures = _figures(_score(truths, found, len(seen.found), len(dataset.names), protocol), dataset.names, matching)
-    value: float = figures["map"]
+    scores = score(*in_coordinates(truths, found, protocol), len(seen.found), len(dataset.names), protocol)
+    value: float = _figures(scores, dataset.names, matching)["map"]
     return value
 
 
@@ -221,6 +302,7 @@ def _detect(detector: Detector, bgr: np.ndarray, seconds: dict[str, float]) -> D
 
 def _note_truths(seen: _Seen, picture: Picture, height: int, width: int) -> None:
     """Fits the picture's truths to its real size; what had to be changed is counted."""
+    seen.pictures.append(picture)
     annotation = picture.annotation
     boxes, keep, clipped = fit_boxes(annotation.boxes, width, height)
     names = np.array(annotation.names, object)
@@ -252,20 +334,45 @@ def _flatten(seen: _Seen, dataset: Dataset, matching: Matching) -> tuple[Truths,
     return truths, Found(images[keep], class_ids[keep], boxes[keep], scores[keep])
 
 
-def _score(truths: Truths, found: Found, images: int, classes: int, protocol: Protocol) -> dict[str, np.ndarray]:
-    """AP of each class by the name of its mean, NaN where a class has no truth."""
-    if protocol != "coco":
-        moved = dataclasses.replace(found, boxes=found.boxes.astype(np.float64) + 1)
-        return {"map": average_precisions(truths, moved, classes, protocol, IOU_THRESHOLD)}
-    edges = dataclasses.replace(truths, boxes=truths.boxes - np.array([1, 1, 0, 0]))
-    precisions = coco_precisions(edges, found, images, classes)
-    return {"map": precisions.all, "map50": precisions.at50, "map75": precisions.at75}
+def _scored(scores: Scores, matching: Matching) -> list[int]:
+    """The data's ids of the classes that the mean is of."""
+    return [place for place in sorted(matching.pairs.values()) if not np.isnan(scores.means["map"][place])]
 
 
-def _figures(scores: Mapping[str, np.ndarray], names: tuple[str, ...], matching: Matching) -> dict[str, Any]:
-    scored = [place for place in sorted(matching.pairs.values()) if not np.isnan(scores["map"][place])]
-    figures: dict[str, Any] = {name: float(np.mean(values[scored])) for name, values in scores.items()}
-    figures["per_class"] = {names[place]: float(scores["map"][place]) for place in scored}
+def _figures(scores: Scores, names: tuple[str, ...], matching: Matching) -> dict[str, Any]:
+    scored = _scored(scores, matching)
+    figures: dict[str, Any] = {name: float(np.mean(values[scored])) for name, values in scores.means.items()}
+    figures["per_class"] = {names[place]: float(scores.means["map"][place]) for place in scored}
+    return figures
+
+
+def _at_work(
+    seen: _Seen,
+    dataset: Dataset,
+    matching: Matching,
+    truths: Truths,
+    found: Found,
+    scores: Scores,
+    protocol: str,
+    conf: float,
+    worst: Path | None,
+    worst_count: int,
+) -> dict[str, Any]:
+    """Each class, precision and recall, the causes of errors and the worst pictures, at the working threshold."""
+    names, scored = dataset.names, _scored(scores, matching)
+    used = from_score(found, conf)
+    placed_truths, placed = in_coordinates(truths, used, protocol)
+    outcomes = outcomes_at(placed_truths, placed, len(names), protocol)
+    misses = find_misses(placed_truths, placed, outcomes, protocol)
+    classes = class_figures(scores, truths, found, used, outcomes, names, scored)
+    hits, counted = (sum(one["working"][key] for one in classes.values()) for key in ("hits", "detections"))
+    figures = {
+        "working": working_point(hits, counted, sum(one["truths"] for one in classes.values())),
+        "classes": classes,
+        "misses": misses_json(misses, truths, used, names, scored),
+    }
+    if worst is not None:
+        figures["worst"] = write_worst(worst, worst_count, seen.pictures, truths, used, outcomes, misses, names)
     return figures
 
 
@@ -291,6 +398,7 @@ def _settings(model: Path, data: Path, split: str | None, detector: Detector) ->
     return {
         "model": str(model),
         "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "model_bytes": model.stat().st_size,
         "precision": contract.precision,
         "input": [contract.input.height, contract.input.width],
         "resize": contract.input.resize,

@@ -55,8 +55,8 @@ def close_pairs(
         done = ends[row - 1] if row else 0
         last = max(int(np.searchsorted(ends, done + _BLOCK, "right")), row + 1)  # one row at least, however many pairs
         rows = np.repeat(np.arange(row, last), count[row:last])
-        others = order[np.arange(len(rows)) - np.repeat(ends[row:last] - count[row:last] - done, count[row:last])
-                       + np.repeat(start[row:last], count[row:last])]
+        begin = start[row:last] - (ends[row:last] - count[row:last] - done)
+        others = order[np.arange(len(rows)) + np.repeat(begin, count[row:last])]
         iou = _overlap(first_boxes[rows], second_boxes[others], edge, share_of_first)
         near = iou >= least
         found.append(Pairs(rows[near], others[near], iou[near]))
@@ -91,7 +91,7 @@ def greedy(pairs: Pairs, scores: np.ndarray) -> Pairs:
         earliest = np.zeros((2, len(left)), bool)
         for which, rows in enumerate((left.first, left.second)):
             earliest[which, np.unique(rows, return_index=True)[1]] = True
-        chosen = left.take(earliest.all(axis=0))
+        chosen = left.take(earliest[0] & earliest[1])
         taken.append(chosen)
         left = left.take(~np.isin(left.first, chosen.first) & ~np.isin(left.second, chosen.second))
     if not taken:
@@ -101,8 +101,8 @@ def greedy(pairs: Pairs, scores: np.ndarray) -> Pairs:
 
 
 def best_of_each(pairs: Pairs, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of the first set's rows the greatest IoU (rows,), 0 where there is none, and with which row of the second
-    (rows,), the first of equals, -1 where there is none."""
+    """For each of the first set's rows the greatest IoU (rows,), 0 where there is none, and with which row of the
+    second (rows,), the first of equals, -1 where there is none."""
     ordered = pairs.take(np.lexsort((pairs.second, -pairs.iou, pairs.first)))
     present, place = np.unique(ordered.first, return_index=True)
     iou, other = np.zeros(rows), np.full(rows, -1)

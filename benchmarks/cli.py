@@ -33,8 +33,8 @@ THREADS = click.option(
 )
 
 
-def _number(_: click.Context, parameter: click.Parameter, value: float) -> float:
-    if math.isnan(value):  # what a FloatRange lets through
+def _number(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # what a FloatRange lets through
         raise click.BadParameter("nan is not a number", param=parameter)
     return value
 
@@ -89,7 +89,14 @@ def bench() -> None:
     help="voc07: 11-point; voc: area under the curve; darknet: as darknet publishes it; coco: mean over IoU .50:.95.",
 )
 @json_option("Write the result here as JSON; - is standard output.")
-@BACKEND
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    help="What runs the model: cpu, cpu-builtin or cpu-reference. May be repeated: each is held against the first.",
+)
 @THREADS
 @click.option(
     "--conf",
@@ -107,6 +114,26 @@ def bench() -> None:
     show_default=True,
     help="Of two boxes of a class that overlap by more than this, the better one stays.",
 )
+@click.option(
+    "--working-conf",
+    type=click.FloatRange(0, 1),
+    callback=_number,
+    help="Score from which detections are used: precision, recall, the causes of errors and the drift of boxes are "
+    "told there.  [default: 0.25, or --conf if that is more]",
+)
+@click.option(
+    "--worst",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Draw the pictures whose errors cost most into this folder, and a contact sheet of them.",
+)
+@click.option(
+    "--worst-count",
+    type=click.IntRange(1, 100),
+    default=12,
+    show_default=True,
+    help="Most pictures that --worst draws.",
+)
 @debug_option
 def accuracy(
     model: Path,
@@ -115,36 +142,44 @@ def accuracy(
     names: Path | None,
     protocol: str,
     json_file: str | None,
-    backend: str,
+    backends: tuple[str, ...],
     threads: int,
     conf: float,
     iou: float,
+    working_conf: float | None,
+    worst: Path | None,
+    worst_count: int,
 ) -> None:
     """Measures the mAP of a .tflite on labelled pictures.
 
     Classes are matched by name, VOC's and COCO's synonyms included; what has no partner is listed and not scored. A
-    picture that cannot be read is left out, of the truth as well, and listed.
+    picture that cannot be read is left out, of the truth as well, and listed. With several backends the same file runs
+    on each, and the drift of the boxes against the first is told.
 
     \b
     Example:
       slimdet bench accuracy yolo_int8.tflite --data VOCdevkit/VOC2007 --split test --protocol voc07
       slimdet bench accuracy yolo_int8.tflite --data coco --split val2017 --protocol coco --json accuracy.json
+      slimdet bench accuracy yolo_int8.tflite --data VOCdevkit/VOC2007 --backend cpu --backend cpu-reference --worst out
     """
     _silence_opencv()
     # numpy, OpenCV and the interpreter load here, so that --help is there at once.
-    from benchmarks.accuracy import measure_accuracy
+    from benchmarks.backends import measure_backends
     from benchmarks.yolo_dataset import read_names
 
-    result = measure_accuracy(
+    result = measure_backends(
         model,
         data,
         split or None,
         protocol,
+        backends,
         names=read_names(names) if names else (),
-        backend=backend,
         threads=threads,
         conf=conf,
         iou=iou,
+        working_conf=working_conf,
+        worst=worst,
+        worst_count=worst_count,
         progress=progress("pictures"),
     )
     if json_file != "-":
