@@ -98,6 +98,7 @@ def class_figures(
 def working_point(hits: int, counted: int, truths: int) -> dict[str, Any]:
     """Precision and recall of so many hits among so many detections, of so many truths, one at least."""
     return {
+        "truths": truths,
         "detections": counted,
         "hits": hits,
         "precision": hits / counted if counted else None,

@@ -25,9 +25,8 @@ from deploy.picture import read_picture
 COST = "sum of the false positives' scores, and 1 for each missed truth"
 CONTACT_SHEET = "contact_sheet.jpg"
 #: BGR.
-HIT, FALSE_POSITIVE, MISSED, FOUND_TRUTH, DIFFICULT = (
-    (80, 175, 40), (40, 40, 225), (230, 120, 20), (255, 255, 255), (150, 150, 150)
-)
+HIT, FALSE_POSITIVE, MISSED = (80, 175, 40), (40, 40, 225), (230, 120, 20)
+FOUND_TRUTH, DIFFICULT = (255, 255, 255), (150, 150, 150)
 _LEGEND = (
     ("hit", HIT),
     ("false positive", FALSE_POSITIVE),
@@ -35,7 +34,9 @@ _LEGEND = (
     ("truth that was found", FOUND_TRUTH),
     ("difficult truth", DIFFICULT),
 )
-#: Longer side of a drawn picture: smaller ones grow to it, so that letters fit.
+#: A box in pixels of the picture, its label, and its colour.
+Layer = tuple[np.ndarray, str, tuple[int, int, int]]
+#: Least longer side of a drawn picture.
 _SIDE = 640
 #: Of the contact sheet: a picture's cell, and how many stand side by side.
 _CELL_WIDTH, _CELL_HEIGHT, _STRIP, _ACROSS, _GAP = 320, 240, 20, 4, 8
@@ -78,14 +79,17 @@ def write_worst(
     texts = captions(names).texts
     told, cells = [], []
     for rank, place in enumerate(worst, 1):
-        picture = _drawn(pictures[place], place, truths, found, seen, misses, texts, font)
+        pixels = read_picture(pictures[place].path)
+        layers = _layers(place, truths, found, seen, misses, texts)
         name = f"{rank:02d}_{re.sub('[^A-Za-z0-9._-]', '_', pictures[place].id)[-80:]}.jpg"
-        _write(folder / name, _jpeg(picture, 90))
+        _write(folder / name, _jpeg(_drawn(pixels, layers, _SIDE, font), 90))
         wrong = int((misses.positives[found.images == place] >= 0).sum())
         missed = int((misses.negatives[truths.images == place] >= 0).sum())
         cost = float(costs[place])
         told.append({"id": pictures[place].id, "cost": cost, "false_positives": wrong, "missed": missed, "file": name})
-        cells.append(_cell(picture, f"{rank}. {pictures[place].id[-24:]}: {cost:.2f}"))
+        # Without words, which would hide what so small a picture shows.
+        plain = [(box, "", colour) for box, _, colour in layers]
+        cells.append(_cell(_drawn(pixels, plain, _CELL_WIDTH, None), f"{rank}. {pictures[place].id[-24:]}: {cost:.2f}"))
     sheet = None
     if cells:
         whole = _sheet(cells)
@@ -94,26 +98,14 @@ def write_worst(
     return {"cost": COST, "folder": str(folder), "pictures": told, "contact_sheet": sheet}
 
 
-def _drawn(
-    picture: Picture,
-    place: int,
-    truths: Truths,
-    found: Found,
-    seen: Outcomes,
-    misses: Misses,
-    texts: Sequence[str],
-    font: str | None,
-) -> np.ndarray:
-    """The picture, its longer side _SIDE at least, with all boxes; what is wrong lies on top."""
-    pixels = read_picture(picture.path)
-    height, width = pixels.shape[:2]
-    scale = max(1.0, _SIDE / max(height, width))
-    size = (round(width * scale), round(height * scale))
-    pixels = np.ascontiguousarray(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC))
+def _layers(
+    place: int, truths: Truths, found: Found, seen: Outcomes, misses: Misses, texts: Sequence[str]
+) -> list[Layer]:
+    """All boxes of a picture; what is wrong comes first, and lies on top."""
     mine, here = np.flatnonzero(found.images == place), np.flatnonzero(truths.images == place)
     hit = np.isin(here, seen.truth[mine])
     edges = truths.boxes - np.array([1, 1, 0, 0])
-    layers: list[tuple[np.ndarray, str, tuple[int, int, int]]] = []
+    layers: list[Layer] = []
     for row in here[misses.negatives[here] >= 0]:
         why = FALSE_NEGATIVES[misses.negatives[row]]
         cause = "" if why == "missed" else f": {why}"
@@ -125,6 +117,15 @@ def _drawn(
         layers.append((found.boxes[row], f"{texts[found.class_ids[row]]} {found.scores[row]:.2f}", HIT))
     layers += [(edges[row], "", FOUND_TRUTH) for row in here[hit]]
     layers += [(edges[row], "", DIFFICULT) for row in here[truths.difficult[here]]]
+    return layers
+
+
+def _drawn(pixels: np.ndarray, layers: Sequence[Layer], side: int, font: str | None) -> np.ndarray:
+    """The picture with its boxes, its longer side at least `side`: small ones grow, so that letters fit."""
+    height, width = pixels.shape[:2]
+    scale = max(1.0, side / max(height, width))
+    size = (round(width * scale), round(height * scale))
+    pixels = np.ascontiguousarray(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC))
     # Far outside the picture a box would overflow what OpenCV counts in.
     limits = np.array([size[0], size[1]] * 2)
     boxes = np.clip(np.array([box for box, _, _ in layers]).reshape(-1, 4) * scale, -limits, 2 * limits)
