@@ -1,4 +1,4 @@
-"""The commands `bench accuracy` and `bench latency`, and the program `python -m benchmarks`."""
+"""The commands `bench accuracy`, `bench latency` and `bench report`, and the program `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -270,9 +270,37 @@ def latency(
         write_json(json_file, result)
 
 
+@bench.command(no_args_is_help=True)
+@click.argument("results", metavar="RESULT.json...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder that receives report.json, report.md and report.html.",
+)
+@debug_option
+def report(results: tuple[Path, ...], out: Path) -> None:
+    """Makes one report of what accuracy, latency and compare wrote with --json, of any models and devices.
+
+    Results belong together by the name of the model's file. The page needs no other file and no script.
+
+    \b
+    Example:
+      slimdet bench report accuracy_*.json latency_*.json --out report
+    """
+    _silence_opencv()
+    from benchmarks.bench_report import write_report
+    from benchmarks.bench_results import read_results
+
+    for path in write_report(read_results(results), out):
+        click.echo(path)
+
+
 # `python -m benchmarks accuracy …` is short for `python -m benchmarks bench accuracy …`.
 main.add_command(accuracy)
 main.add_command(latency)
+main.add_command(report)
 
 
 def _silence_opencv() -> None:
