@@ -237,6 +237,13 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def measured_columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """COLUMNS and the cells of each row, without the columns that nothing was measured of."""
+    body = [cells(row) for row in rows]
+    kept = [place for place in range(len(COLUMNS)) if any(line[place] != NONE for line in body)]
+    return [COLUMNS[place] for place in kept], [[line[place] for place in kept] for line in body]
+
+
 def _fixed(value: float | None, unit: str = "") -> str:
     return NONE if value is None else f"{value:.2f}{unit}"
 
@@ -317,7 +324,7 @@ def as_markdown(results: Sequence[Result], rows: Sequence[Row]) -> str:
     def lines(columns: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
         return [line(columns), line(["---"] * len(columns)), *map(line, body), ""]
 
-    text = ["# Benchmark report", "", *lines(COLUMNS, [cells(row) for row in rows])]
+    text = ["# Benchmark report", "", *lines(*measured_columns(rows))]
     text += [*(f"- {_markdown(told)}" for told in sentences(results, rows)), ""]
     if drift := drift_rows(results):
         text += ["## Drift of boxes between backends", "", *lines(("file", "backend", "mAP %", *DRIFT_COLUMNS), drift)]

@@ -14,13 +14,12 @@ import numpy as np
 
 from benchmarks import svg_plots
 from benchmarks.bench_report import (
-    COLUMNS,
     NONE,
     Row,
-    cells,
     class_rows,
     device_of,
     drift_rows,
+    measured_columns,
     model_of,
     of_kind,
     plotted,
@@ -48,7 +47,7 @@ def as_html(results: Sequence[Result], rows: Sequence[Row]) -> str:
     names = _distinct(accuracies)
     body = [
         "<h1>Benchmark report</h1>",
-        _table(COLUMNS, [cells(row) for row in rows], "cards", marked=[row.on_front for row in rows]),
+        _table(*measured_columns(rows), "cards", marked=[row.on_front for row in rows]),
         '<p class="soft">Bold: no other file on the same device, backend and threads is both faster and better.</p>'
         if any(row.on_front for row in rows)
         else "",
@@ -101,18 +100,18 @@ def _percentiles(latencies: Sequence[Result]) -> str:
     if not latencies:
         return ""
     ranks = ("p50", "p90", "p95", "p99", "min", "max", "mean", "std")
-    body = [
-        (
-            model_of(one),
-            f"{device_of(one)}, {one.content['backend']}, {one.content['threads']}",
-            part,
-            *(_milliseconds(times.get(f"{rank}_ms")) for rank in ranks),
+    parts = []
+    for one in latencies:
+        body = [
+            (part, *(_milliseconds(times.get(f"{rank}_ms")) for rank in ranks))
+            for part, times in one.content["parts"].items()
+        ]
+        where = f"{device_of(one)}, {one.content['backend']}, threads: {one.content['threads']}"
+        parts.append(
+            f"<details><summary>{_e(model_of(one))}: {_e(where)}</summary>{_table(('part', *ranks), body, 'scrolled')}"
+            "</details>"
         )
-        for one in latencies
-        for part, times in one.content["parts"].items()
-    ]
-    columns = ("file", "runs on", "part", *ranks)
-    return f"<h2>Latency, ms</h2>{_table(columns, body, 'scrolled')}"
+    return f"<h2>Latency of each part, ms</h2>{''.join(parts)}"
 
 
 def _milliseconds(value: Any) -> str:
@@ -151,6 +150,8 @@ def _cell(value: Any) -> str:
 
 def _drift(results: Sequence[Result]) -> str:
     rows = drift_rows(results)
+    names = short_names([row[0] for row in rows])
+    rows = [(names[row[0]], *row[1:]) for row in rows]
     if not rows:
         return ""
     legend = (
