@@ -1,7 +1,6 @@
 """Measures the mean average precision of a .tflite on a labelled data set, as the device computes it.
 
-Pictures are decoded in a thread of their own while the model runs on the ones before; few wait at a time, so memory
-stays bounded. Pre-processing, decoding and NMS are those of `deploy`.
+Pre-processing, decoding and NMS are those of `deploy`.
 
 Coordinates. A detection's pixel i covers i to i + 1; VOC counts pixels from 1. For `voc07`, `voc` and `darknet`
 detections are moved by +1, as darknet's own `detector valid` does it for the devkit, and as its voc_label.py does it
@@ -16,20 +15,17 @@ errors are told there, at the *working threshold*, at IoU 0.5.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import time
-from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from benchmarks.annotations import Dataset, Picture, Skipped, fit_boxes
+from benchmarks.annotations import Dataset
 from benchmarks.class_figures import (
     IOU_THRESHOLD,
     Scores,
@@ -44,19 +40,15 @@ from benchmarks.classes import Matching, match_classes
 from benchmarks.dataset import read_dataset
 from benchmarks.environment import environment
 from benchmarks.misses import find_misses, misses_json
+from benchmarks.picture_run import Seen, run_over, timed_detect
 from benchmarks.voc_metric import Found, Truths
 from benchmarks.worst_pictures import check_folder, write_worst
 from deploy.detections import Detections
 from deploy.detector import Detector
 from deploy.errors import InputError
-from deploy.picture import read_picture
 
 Protocol = Literal["voc07", "voc", "darknet", "coco"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
-
-#: Decoded pictures that wait for the model: enough to even out large and small ones, few enough for a small board's
-#: memory.
-AHEAD = 4
 
 #: Detections kept of a picture: as many as NMS looks at. COCO counts 100 a class, so nothing that counts is cut off.
 LIMIT = 10_000
@@ -64,22 +56,6 @@ LIMIT = 10_000
 SCHEMA = "slimdet.accuracy/1"
 #: Where the working threshold is not given: that of `slimdet detect`.
 WORKING_CONF = 0.25
-
-
-@dataclasses.dataclass(eq=False)
-class _Seen:
-    """What has been seen so far: per scored picture its truths and detections, and where the time went."""
-
-    pictures: list[Picture] = dataclasses.field(default_factory=list)
-    truths: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
-    found: list[Detections] = dataclasses.field(default_factory=list)
-    skipped: list[Skipped] = dataclasses.field(default_factory=list)
-    other_size: list[str] = dataclasses.field(default_factory=list)
-    clipped: int = 0
-    dropped: int = 0
-    seconds: dict[str, float] = dataclasses.field(
-        default_factory=lambda: dict.fromkeys(("decode_s", "preprocess_s", "invoke_s", "postprocess_s"), 0.0)
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,7 +146,7 @@ def measure(
     if worst is not None:
         check_folder(worst, data)
     matching = _matched(detector.contract.labels, dataset)
-    seen = _look(dataset, functools.partial(_detect, detector), progress)
+    seen = run_over(dataset, functools.partial(timed_detect, detector), progress)
     metric_start = time.perf_counter()
     truths, found = _scorable(seen, dataset, matching, _place(data, split))
     scores = score(*in_coordinates(truths, found, protocol), len(seen.found), len(dataset.names), protocol)
@@ -212,7 +188,7 @@ def mean_average_precision(
     gives detections in the picture's own pixels, not cut at its border, with indices of labels."""
     dataset = read_dataset(data, split, names)
     matching = _matched(labels, dataset)
-    seen = _look(dataset, lambda pixels, _: detect(pixels), None)
+    seen = run_over(dataset, lambda pixels, _: detect(pixels), None)
     truths, found = _scorable(seen, dataset, matching, _place(data, split))
     scores = score(*in_coordinates(truths, found, protocol), len(seen.found), len(dataset.names), protocol)
     value: float = _figures(scores, dataset.names, matching)["map"]
@@ -229,7 +205,7 @@ def _matched(labels: tuple[str, ...], dataset: Dataset) -> Matching:
     return matching
 
 
-def _scorable(seen: _Seen, dataset: Dataset, matching: Matching, place: str) -> tuple[Truths, Found]:
+def _scorable(seen: Seen, dataset: Dataset, matching: Matching, place: str) -> tuple[Truths, Found]:
     """Truths and detections. Raises InputError where no picture of place was read, or none has a truth."""
     if not seen.found:
         raise InputError(f"accuracy needs pictures: none of {place} can be read ({seen.skipped[-1].reason})")
@@ -241,79 +217,7 @@ def _scorable(seen: _Seen, dataset: Dataset, matching: Matching, place: str) -> 
     return truths, found
 
 
-def _look(
-    dataset: Dataset,
-    detect: Callable[[np.ndarray, dict[str, float]], Detections],
-    progress: Callable[[int, int], None] | None,
-) -> _Seen:
-    """Runs a detector, which adds to the seconds that it is given, over all pictures that can be read."""
-    seen = _Seen()
-    with contextlib.closing(_decoded(dataset.pictures)) as decoded:
-        for done, (picture, pixels, seconds) in enumerate(decoded, 1):
-            seen.seconds["decode_s"] += seconds
-            if isinstance(pixels, InputError):
-                seen.skipped.append(Skipped(picture.id, str(pixels)))
-            else:
-                _note_truths(seen, picture, *pixels.shape[:2])
-                seen.found.append(detect(pixels, seen.seconds))
-            if progress:
-                progress(done, len(dataset.pictures))
-    return seen
-
-
-def _decoded(pictures: tuple[Picture, ...]) -> Generator[tuple[Picture, np.ndarray | InputError, float], None, None]:
-    """Each picture in order with its pixels, or why there are none, and the seconds that took. Decodes AHEAD of them
-    in a thread, which has ended when the iterator is closed or exhausted."""
-
-    def decode(picture: Picture) -> tuple[Picture, np.ndarray | InputError, float]:
-        start = time.perf_counter()
-        try:
-            pixels: np.ndarray | InputError = read_picture(picture.path)
-        except InputError as error:
-            pixels = error
-        return picture, pixels, time.perf_counter() - start
-
-    waiting: deque[Future[tuple[Picture, np.ndarray | InputError, float]]] = deque()
-    pool = ThreadPoolExecutor(1, "decode")
-    try:
-        for picture in pictures:
-            waiting.append(pool.submit(decode, picture))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _detect(detector: Detector, bgr: np.ndarray, seconds: dict[str, float]) -> Detections:
-    """Detections in pixels of the picture, not cut at its border; adds to the seconds."""
-    clock = [time.perf_counter()]
-    tensor, placement = detector.preprocess(bgr)
-    clock.append(time.perf_counter())
-    outputs = detector.invoke(tensor)
-    clock.append(time.perf_counter())
-    found = detector.postprocess(outputs, placement, clip=False)
-    clock.append(time.perf_counter())
-    for name, spent in zip(("preprocess_s", "invoke_s", "postprocess_s"), np.diff(clock), strict=True):
-        seconds[name] += float(spent)
-    return found
-
-
-def _note_truths(seen: _Seen, picture: Picture, height: int, width: int) -> None:
-    """Fits the picture's truths to its real size; what had to be changed is counted."""
-    seen.pictures.append(picture)
-    annotation = picture.annotation
-    boxes, keep, clipped = fit_boxes(annotation.boxes, width, height)
-    names = np.array(annotation.names, object)
-    seen.truths.append((boxes[keep], names[keep], annotation.difficult[keep]))
-    seen.clipped += clipped
-    seen.dropped += int((~keep).sum())
-    if annotation.size not in (None, (width, height)):
-        seen.other_size.append(picture.id)
-
-
-def _flatten(seen: _Seen, dataset: Dataset, matching: Matching) -> tuple[Truths, Found]:
+def _flatten(seen: Seen, dataset: Dataset, matching: Matching) -> tuple[Truths, Found]:
     """Truths and detections of the shared classes, under the data's class ids."""
     index = {name: place for place, name in enumerate(dataset.names) if place in matching.pairs.values()}
     class_ids = np.array([index.get(name, -1) for _, names, _ in seen.truths for name in names], np.int64)
@@ -347,7 +251,7 @@ def _figures(scores: Scores, names: tuple[str, ...], matching: Matching) -> dict
 
 
 def _at_work(
-    seen: _Seen,
+    seen: Seen,
     dataset: Dataset,
     matching: Matching,
     truths: Truths,
@@ -376,7 +280,7 @@ def _at_work(
     return figures
 
 
-def _left_out(seen: _Seen, dataset: Dataset, matching: Matching) -> dict[str, Any]:
+def _left_out(seen: Seen, dataset: Dataset, matching: Matching) -> dict[str, Any]:
     """All that did not count, or was changed."""
     skipped = [*dataset.skipped, *seen.skipped]
     scorable = {name for boxes, names, difficult in seen.truths for name in names[~difficult]}

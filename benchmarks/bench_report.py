@@ -163,7 +163,9 @@ def _with_comparison(rows: Sequence[Row], result: Result) -> list[Row]:
         if not same:
             row = Row(_name(one["model"]), None, device, backend, threads, speedup=speedup, speedup_interval=ends)
             p90, p99 = (_number(one.get(key)) for key in ("p90_ms", "p99_ms"))
-            rows.append(dataclasses.replace(row, p50_ms=one["p50_ms"], p90_ms=p90, p99_ms=p99))
+            interval, size = _interval(one.get("intervals", {}).get("p50_ms")), _number(one.get("size_mb"))
+            row = dataclasses.replace(row, p50_ms=one["p50_ms"], p50_interval=interval, size_mb=size)
+            rows.append(dataclasses.replace(row, p90_ms=p90, p99_ms=p99))
     return rows
 
 
@@ -185,7 +187,7 @@ def _with_map(row: Row, accuracies: Sequence[Result]) -> Row:
         map_from=None if fit == 3 else f"{run['backend']} on {device_of(result)}",
         map_of=map_of(result.content),
         precision=row.precision or result.content["precision"],
-        size_mb=None if size is None else size / 1e6,
+        size_mb=row.size_mb if size is None else size / 1e6,
     )
 
 
@@ -266,6 +268,7 @@ def sentences(results: Sequence[Result], rows: Sequence[Row]) -> list[str]:
     for result in of_kind(results, "compare"):
         first = _name(result.content["models"][0]["model"]) if result.content["models"] else "the first"
         found.append(f"Speed-ups are over {first}, {result.content['rounds']} rounds in alternation.")
+        found += [f"The comparison: {text}." for text in result.content.get("warnings", [])]
     for result in of_kind(results, "latency"):
         found += [f"{model_of(result)}: {text}." for text in result.content.get("warnings", [])]
     for result in of_kind(results, "accuracy"):

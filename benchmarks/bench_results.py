@@ -114,8 +114,18 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "warnings?": [_text],
     },
     "compare": {
-        "models": [{"model": _text, "p50_ms": _number, "speedup": _number, "speedup_interval": [_number]}],
+        "models": [
+            {
+                "model": _text,
+                "p50_ms": _number,
+                "speedup": _number,
+                "speedup_interval": [_number],
+                "intervals?": _INTERVALS,
+                "size_mb?": _number,
+            }
+        ],
         "rounds": _count,
+        "warnings?": [_text],
     },
 }
 

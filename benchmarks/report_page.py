@@ -119,14 +119,15 @@ def _milliseconds(value: Any) -> str:
 
 
 def _profiles(latencies: Sequence[Result]) -> list[str]:
-    """The operations that take most time, where a profile was taken; why there is none, where that is said."""
+    """The operations that take most time, where there is a profile; why there is none, where that is said."""
     parts = []
     for one in latencies:
         profile = one.content.get("profile")
         if profile is None:
             continue
         title = f"<h3>{_e(model_of(one))} on {_e(device_of(one))}</h3>"
-        operations = profile.get("operations") if isinstance(profile, dict) else None
+        # Kinds of operations where the profile sums them up, else each one.
+        operations = profile.get("ops", profile.get("operations")) if isinstance(profile, dict) else None
         if not isinstance(operations, list):
             reason = profile.get("unavailable", profile) if isinstance(profile, dict) else profile
             parts.append(f"{title}<p>Profile: {_e(str(reason)[:300])}</p>")

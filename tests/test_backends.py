@@ -9,7 +9,7 @@ import pytest
 from toy_detector import write_toy
 from voc_folder import add_picture, small_set, xml
 
-from benchmarks import accuracy
+from benchmarks import picture_run
 from benchmarks.accuracy import measure_accuracy
 from benchmarks.backends import measure_backends
 from deploy.errors import InputError
@@ -43,7 +43,7 @@ def test_a_backend_twice_and_pictures_that_change_are_errors(tmp_path, toy, monk
     with pytest.raises(InputError, match="name each once"):
         measure_backends(toy, data, "test", "voc", ["cpu", "cpu"])
     reads = []
-    real = accuracy.read_picture
+    real = picture_run.read_picture
 
     def damaged_later(path):
         reads.append(path)
@@ -51,7 +51,7 @@ def test_a_backend_twice_and_pictures_that_change_are_errors(tmp_path, toy, monk
             raise InputError("damaged meanwhile")
         return real(path)
 
-    monkeypatch.setattr(accuracy, "read_picture", damaged_later)
+    monkeypatch.setattr(picture_run, "read_picture", damaged_later)
     with pytest.raises(InputError, match="4 could be read for cpu, 3 for cpu-builtin"):
         measure_backends(toy, data, "test", "voc", ["cpu", "cpu-builtin"])
 

@@ -142,8 +142,9 @@ def test_what_comes_from_files_is_escaped(tmp_path, measured):
 def test_latency_without_accuracy_and_accuracy_without_latency_have_rows(tmp_path, measured):
     only_map, *_ = (json.loads(one) for one in report(tmp_path, measured)[:1])
     assert [(row["p50_ms"], row["map"]) for row in only_map["rows"]] == [(None, measured["map"])]
-    page = report(tmp_path, latency())[2]
+    page = report(tmp_path, latency(profile="unavailable: no profiler here"))[2]
     assert "<h2>mAP against" not in page and "speed-up" not in page
+    assert "Profile: unavailable: no profiler here" in page
 
 
 def test_the_map_is_taken_from_the_nearest_measurement_and_says_so(measured):
