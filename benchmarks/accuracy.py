@@ -1,7 +1,6 @@
 """Measures the mean average precision of a .tflite on a labelled data set, as the device computes it.
 
-Pictures are decoded in a thread of their own while the model runs on the ones before; few wait at a time, so memory
-stays bounded. Pre-processing, decoding and NMS are those of `deploy`.
+Pre-processing, decoding and NMS are those of `deploy`.
 
 Coordinates. A detection's pixel i covers i to i + 1; VOC counts pixels from 1. For `voc07`, `voc` and `darknet`
 detections are moved by +1, as darknet's own `detector valid` does it for the devkit, and as its voc_label.py does it
@@ -9,61 +8,66 @@ to the truth the other way round; no other choice meets the reference figures. F
 ymin - 1, xmax, ymax], the pixels' outer edges: of data in COCO layout the very boxes that they name. Detections are
 scored as the network gives them, not cut at the picture's border (darknet's `detector map` does not either; cutting
 gains some 0.1 to 0.6 points).
+
+mAP looks at all scores; whoever uses a detector looks at those from a threshold on. Precision, recall and the causes of
+errors are told there, at the *working threshold*, at IoU 0.5.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from benchmarks.annotations import Dataset, Picture, Skipped, fit_boxes
+from benchmarks.annotations import Dataset
+from benchmarks.class_figures import (
+    IOU_THRESHOLD,
+    Scores,
+    class_figures,
+    from_score,
+    in_coordinates,
+    outcomes_at,
+    score,
+    working_point,
+)
 from benchmarks.classes import Matching, match_classes
-from benchmarks.coco_metric import coco_precisions
 from benchmarks.dataset import read_dataset
 from benchmarks.environment import environment
-from benchmarks.voc_metric import Found, Truths, average_precisions
+from benchmarks.misses import find_misses, misses_json
+from benchmarks.picture_run import Seen, run_over, timed_detect
+from benchmarks.voc_metric import Found, Truths
+from benchmarks.worst_pictures import check_folder, write_worst
 from deploy.detections import Detections
 from deploy.detector import Detector
 from deploy.errors import InputError
-from deploy.picture import read_picture
 
 Protocol = Literal["voc07", "voc", "darknet", "coco"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
-#: Decoded pictures that wait for the model: enough to even out large and small ones, few enough for a small board's
-#: memory.
-AHEAD = 4
-
 #: Detections kept of a picture: as many as NMS looks at. COCO counts 100 a class, so nothing that counts is cut off.
 LIMIT = 10_000
 
-#: IoU from which a detection is a hit in the VOC family.
-IOU_THRESHOLD = 0.5
+SCHEMA = "slimdet.accuracy/1"
+#: Where the working threshold is not given: that of `slimdet detect`.
+WORKING_CONF = 0.25
 
 
-@dataclasses.dataclass(eq=False)
-class _Seen:
-    """What has been seen so far: per scored picture its truths and detections, and where the time went."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """A result, and what it was made of."""
 
-    truths: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
-    found: list[Detections] = dataclasses.field(default_factory=list)
-    skipped: list[Skipped] = dataclasses.field(default_factory=list)
-    other_size: list[str] = dataclasses.field(default_factory=list)
-    clipped: int = 0
-    dropped: int = 0
-    seconds: dict[str, float] = dataclasses.field(
-        default_factory=lambda: dict.fromkeys(("decode_s", "preprocess_s", "invoke_s", "postprocess_s"), 0.0)
-    )
+    #: See measure_accuracy.
+    result: dict[str, Any]
+    #: Ids of the scored pictures.
+    picture_ids: list[str]
+    #: Of each scored picture, with the model's class ids.
+    found: list[Detections]
 
 
 def measure_accuracy(
@@ -77,33 +81,84 @@ def measure_accuracy(
     threads: int = 1,
     conf: float = 0.005,
     iou: float = 0.45,
+    working_conf: float | None = None,
+    worst: Path | None = None,
+    worst_count: int = 12,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The mAP of a .tflite, as plain JSON: `map` (0 to 1), `per_class`, `protocol`, `images` (those scored), and all
     that the figure depends on. `map` is at IoU 0.5, for coco the mean over .50:.05:.95 with `map50` and `map75`
-    beside it.
+    beside it. `classes` has more of each class (see class_figures), `working` precision and recall of all, `misses` the
+    causes of the errors (see misses_json), the last two at the working threshold.
 
     data, split and names: see read_dataset. Only classes that model and data share are scored, and of these only those
-    with a truth. conf: least score, 0..1. iou: of the suppression, 0..1. progress is called with the pictures done and
-    their total.
+    with a truth. conf: least score, 0..1. iou: of the suppression, 0..1. working_conf: conf..1; where None 0.25, or
+    conf if that is more. worst: folder that receives the worst_count worst pictures (see write_worst). progress is
+    called with the pictures done and their total.
 
     Raises InputError for a protocol, data set or model that cannot be used, BackendError for the backend. A single
     picture that cannot be used is left out, of the truth as well, and listed under `skipped`.
     """
+    return measure(
+        model,
+        data,
+        split,
+        protocol,
+        names=names,
+        backend=backend,
+        threads=threads,
+        conf=conf,
+        iou=iou,
+        working_conf=working_conf,
+        worst=worst,
+        worst_count=worst_count,
+        progress=progress,
+    ).result
+
+
+def measure(
+    model: Path,
+    data: Path,
+    split: str | None,
+    protocol: str,
+    *,
+    names: tuple[str, ...] = (),
+    backend: str = "cpu",
+    threads: int = 1,
+    conf: float = 0.005,
+    iou: float = 0.45,
+    working_conf: float | None = None,
+    worst: Path | None = None,
+    worst_count: int = 12,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """As measure_accuracy, with the detections themselves."""
     start = time.perf_counter()
     if protocol not in PROTOCOLS:
         raise InputError(f"a protocol is one of {', '.join(PROTOCOLS)}, not {protocol!r}")
-    dataset = read_dataset(data, split, names)
+    working = max(WORKING_CONF, conf) if working_conf is None else working_conf
     detector = Detector(model, backend, threads, conf=conf, iou=iou, limit=LIMIT)
+    if not conf <= working <= 1:
+        raise InputError(
+            f"the working threshold is a score from conf, {conf}, to 1, not {working}; give one, or a smaller conf"
+        )
+    dataset = read_dataset(data, split, names)
+    if worst is not None:
+        check_folder(worst, data)
     matching = _matched(detector.contract.labels, dataset)
-    seen = _look(dataset, functools.partial(_detect, detector), progress)
+    seen = run_over(dataset, functools.partial(timed_detect, detector), progress)
     metric_start = time.perf_counter()
     truths, found = _scorable(seen, dataset, matching, _place(data, split))
-    scores = _score(truths, found, len(seen.found), len(dataset.names), protocol)
+    scores = score(*in_coordinates(truths, found, protocol), len(seen.found), len(dataset.names), protocol)
+    figures = {
+        **_figures(scores, dataset.names, matching),
+        **_at_work(seen, dataset, matching, truths, found, scores, protocol, working, worst, worst_count),
+    }
     end = time.perf_counter()
     seconds = {**seen.seconds, "metric_s": end - metric_start, "wall_s": end - start}
-    return {
-        **_figures(scores, dataset.names, matching),
+    result = {
+        "schema": SCHEMA,
+        **figures,
         "protocol": protocol,
         "iou_threshold": "0.50:0.05:0.95" if protocol == "coco" else IOU_THRESHOLD,
         "images": len(seen.found),
@@ -112,10 +167,12 @@ def measure_accuracy(
         "detections": len(found),
         **_left_out(seen, dataset, matching),
         **_settings(model, data, split, detector),
+        "working_conf": working,
         **seconds,
         "wall_ratio": seconds["wall_s"] / max(seconds["decode_s"] + seconds["invoke_s"], 1e-9),
         "environment": environment(),
     }
+    return Measured(result, [picture.id for picture in seen.pictures], seen.found)
 
 
 def mean_average_precision(
@@ -131,10 +188,10 @@ def mean_average_precision(
     gives detections in the picture's own pixels, not cut at its border, with indices of labels."""
     dataset = read_dataset(data, split, names)
     matching = _matched(labels, dataset)
-    seen = _look(dataset, lambda pixels, _: detect(pixels), None)
+    seen = run_over(dataset, lambda pixels, _: detect(pixels), None)
     truths, found = _scorable(seen, dataset, matching, _place(data, split))
-    figures = _figures(_score(truths, found, len(seen.found), len(dataset.names), protocol), dataset.names, matching)
-    value: float = figures["map"]
+    scores = score(*in_coordinates(truths, found, protocol), len(seen.found), len(dataset.names), protocol)
+    value: float = _figures(scores, dataset.names, matching)["map"]
     return value
 
 
@@ -148,7 +205,7 @@ def _matched(labels: tuple[str, ...], dataset: Dataset) -> Matching:
     return matching
 
 
-def _scorable(seen: _Seen, dataset: Dataset, matching: Matching, place: str) -> tuple[Truths, Found]:
+def _scorable(seen: Seen, dataset: Dataset, matching: Matching, place: str) -> tuple[Truths, Found]:
     """Truths and detections. Raises InputError where no picture of place was read, or none has a truth."""
     if not seen.found:
         raise InputError(f"accuracy needs pictures: none of {place} can be read ({seen.skipped[-1].reason})")
@@ -160,78 +217,7 @@ def _scorable(seen: _Seen, dataset: Dataset, matching: Matching, place: str) -> 
     return truths, found
 
 
-def _look(
-    dataset: Dataset,
-    detect: Callable[[np.ndarray, dict[str, float]], Detections],
-    progress: Callable[[int, int], None] | None,
-) -> _Seen:
-    """Runs a detector, which adds to the seconds that it is given, over all pictures that can be read."""
-    seen = _Seen()
-    with contextlib.closing(_decoded(dataset.pictures)) as decoded:
-        for done, (picture, pixels, seconds) in enumerate(decoded, 1):
-            seen.seconds["decode_s"] += seconds
-            if isinstance(pixels, InputError):
-                seen.skipped.append(Skipped(picture.id, str(pixels)))
-            else:
-                _note_truths(seen, picture, *pixels.shape[:2])
-                seen.found.append(detect(pixels, seen.seconds))
-            if progress:
-                progress(done, len(dataset.pictures))
-    return seen
-
-
-def _decoded(pictures: tuple[Picture, ...]) -> Generator[tuple[Picture, np.ndarray | InputError, float], None, None]:
-    """Each picture in order with its pixels, or why there are none, and the seconds that took. Decodes AHEAD of them
-    in a thread, which has ended when the iterator is closed or exhausted."""
-
-    def decode(picture: Picture) -> tuple[Picture, np.ndarray | InputError, float]:
-        start = time.perf_counter()
-        try:
-            pixels: np.ndarray | InputError = read_picture(picture.path)
-        except InputError as error:
-            pixels = error
-        return picture, pixels, time.perf_counter() - start
-
-    waiting: deque[Future[tuple[Picture, np.ndarray | InputError, float]]] = deque()
-    pool = ThreadPoolExecutor(1, "decode")
-    try:
-        for picture in pictures:
-            waiting.append(pool.submit(decode, picture))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _detect(detector: Detector, bgr: np.ndarray, seconds: dict[str, float]) -> Detections:
-    """Detections in pixels of the picture, not cut at its border; adds to the seconds."""
-    clock = [time.perf_counter()]
-    tensor, placement = detector.preprocess(bgr)
-    clock.append(time.perf_counter())
-    outputs = detector.invoke(tensor)
-    clock.append(time.perf_counter())
-    found = detector.postprocess(outputs, placement, clip=False)
-    clock.append(time.perf_counter())
-    for name, spent in zip(("preprocess_s", "invoke_s", "postprocess_s"), np.diff(clock), strict=True):
-        seconds[name] += float(spent)
-    return found
-
-
-def _note_truths(seen: _Seen, picture: Picture, height: int, width: int) -> None:
-    """Fits the picture's truths to its real size; what had to be changed is counted."""
-    annotation = picture.annotation
-    boxes, keep, clipped = fit_boxes(annotation.boxes, width, height)
-    names = np.array(annotation.names, object)
-    seen.truths.append((boxes[keep], names[keep], annotation.difficult[keep]))
-    seen.clipped += clipped
-    seen.dropped += int((~keep).sum())
-    if annotation.size not in (None, (width, height)):
-        seen.other_size.append(picture.id)
-
-
-def _flatten(seen: _Seen, dataset: Dataset, matching: Matching) -> tuple[Truths, Found]:
+def _flatten(seen: Seen, dataset: Dataset, matching: Matching) -> tuple[Truths, Found]:
     """Truths and detections of the shared classes, under the data's class ids."""
     index = {name: place for place, name in enumerate(dataset.names) if place in matching.pairs.values()}
     class_ids = np.array([index.get(name, -1) for _, names, _ in seen.truths for name in names], np.int64)
@@ -252,24 +238,49 @@ def _flatten(seen: _Seen, dataset: Dataset, matching: Matching) -> tuple[Truths,
     return truths, Found(images[keep], class_ids[keep], boxes[keep], scores[keep])
 
 
-def _score(truths: Truths, found: Found, images: int, classes: int, protocol: Protocol) -> dict[str, np.ndarray]:
-    """AP of each class by the name of its mean, NaN where a class has no truth."""
-    if protocol != "coco":
-        moved = dataclasses.replace(found, boxes=found.boxes.astype(np.float64) + 1)
-        return {"map": average_precisions(truths, moved, classes, protocol, IOU_THRESHOLD)}
-    edges = dataclasses.replace(truths, boxes=truths.boxes - np.array([1, 1, 0, 0]))
-    precisions = coco_precisions(edges, found, images, classes)
-    return {"map": precisions.all, "map50": precisions.at50, "map75": precisions.at75}
+def _scored(scores: Scores, matching: Matching) -> list[int]:
+    """The data's ids of the classes that the mean is of."""
+    return [place for place in sorted(matching.pairs.values()) if not np.isnan(scores.means["map"][place])]
 
 
-def _figures(scores: Mapping[str, np.ndarray], names: tuple[str, ...], matching: Matching) -> dict[str, Any]:
-    scored = [place for place in sorted(matching.pairs.values()) if not np.isnan(scores["map"][place])]
-    figures: dict[str, Any] = {name: float(np.mean(values[scored])) for name, values in scores.items()}
-    figures["per_class"] = {names[place]: float(scores["map"][place]) for place in scored}
+def _figures(scores: Scores, names: tuple[str, ...], matching: Matching) -> dict[str, Any]:
+    scored = _scored(scores, matching)
+    figures: dict[str, Any] = {name: float(np.mean(values[scored])) for name, values in scores.means.items()}
+    figures["per_class"] = {names[place]: float(scores.means["map"][place]) for place in scored}
     return figures
 
 
-def _left_out(seen: _Seen, dataset: Dataset, matching: Matching) -> dict[str, Any]:
+def _at_work(
+    seen: Seen,
+    dataset: Dataset,
+    matching: Matching,
+    truths: Truths,
+    found: Found,
+    scores: Scores,
+    protocol: str,
+    conf: float,
+    worst: Path | None,
+    worst_count: int,
+) -> dict[str, Any]:
+    """Each class, precision and recall, the causes of errors and the worst pictures, at the working threshold."""
+    names, scored = dataset.names, _scored(scores, matching)
+    used = from_score(found, conf)
+    placed_truths, placed = in_coordinates(truths, used, protocol)
+    outcomes = outcomes_at(placed_truths, placed, len(names), protocol)
+    misses = find_misses(placed_truths, placed, outcomes, protocol)
+    classes = class_figures(scores, truths, found, used, outcomes, names, scored)
+    hits, counted = (sum(one["working"][key] for one in classes.values()) for key in ("hits", "detections"))
+    figures = {
+        "working": working_point(hits, counted, sum(one["truths"] for one in classes.values())),
+        "classes": classes,
+        "misses": misses_json(misses, truths, used, names, scored),
+    }
+    if worst is not None:
+        figures["worst"] = write_worst(worst, worst_count, seen.pictures, truths, used, outcomes, misses, names)
+    return figures
+
+
+def _left_out(seen: Seen, dataset: Dataset, matching: Matching) -> dict[str, Any]:
     """All that did not count, or was changed."""
     skipped = [*dataset.skipped, *seen.skipped]
     scorable = {name for boxes, names, difficult in seen.truths for name in names[~difficult]}
@@ -291,6 +302,7 @@ def _settings(model: Path, data: Path, split: str | None, detector: Detector) ->
     return {
         "model": str(model),
         "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "model_bytes": model.stat().st_size,
         "precision": contract.precision,
         "input": [contract.input.height, contract.input.width],
         "resize": contract.input.resize,

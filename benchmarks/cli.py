@@ -1,4 +1,4 @@
-"""The commands `bench accuracy` and `bench latency`, and the program `python -m benchmarks`."""
+"""The commands `bench accuracy`, `bench latency` and `bench report`, and the program `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ THREADS = click.option(
 )
 
 
-def _number(_: click.Context, parameter: click.Parameter, value: float) -> float:
-    if math.isnan(value):  # what a FloatRange lets through
+def _number(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # what a FloatRange lets through
         raise click.BadParameter("nan is not a number", param=parameter)
     return value
 
@@ -88,7 +88,14 @@ def bench() -> None:
     help="voc07: 11-point; voc: area under the curve; darknet: as darknet publishes it; coco: mean over IoU .50:.95.",
 )
 @json_option("Write the result here as JSON; - is standard output.")
-@BACKEND
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    help="What runs the model: cpu, cpu-builtin or cpu-reference. May be repeated: each is held against the first.",
+)
 @THREADS
 @click.option(
     "--conf",
@@ -106,6 +113,26 @@ def bench() -> None:
     show_default=True,
     help="Of two boxes of a class that overlap by more than this, the better one stays.",
 )
+@click.option(
+    "--working-conf",
+    type=click.FloatRange(0, 1),
+    callback=_number,
+    help="Score from which detections are used: precision, recall, the causes of errors and the drift of boxes are "
+    "told there.  [default: 0.25, or --conf if that is more]",
+)
+@click.option(
+    "--worst",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Draw the pictures whose errors cost most into this folder, and a contact sheet of them.",
+)
+@click.option(
+    "--worst-count",
+    type=click.IntRange(1, 100),
+    default=12,
+    show_default=True,
+    help="Most pictures that --worst draws.",
+)
 @debug_option
 def accuracy(
     model: Path,
@@ -114,36 +141,44 @@ def accuracy(
     names: Path | None,
     protocol: str,
     json_file: str | None,
-    backend: str,
+    backends: tuple[str, ...],
     threads: int,
     conf: float,
     iou: float,
+    working_conf: float | None,
+    worst: Path | None,
+    worst_count: int,
 ) -> None:
     """Measures the mAP of a .tflite on labelled pictures.
 
     Classes are matched by name, VOC's and COCO's synonyms included; what has no partner is listed and not scored. A
-    picture that cannot be read is left out, of the truth as well, and listed.
+    picture that cannot be read is left out, of the truth as well, and listed. With several backends the same file runs
+    on each, and the drift of the boxes against the first is told.
 
     \b
     Example:
       slimdet bench accuracy yolo_int8.tflite --data VOCdevkit/VOC2007 --split test --protocol voc07
       slimdet bench accuracy yolo_int8.tflite --data coco --split val2017 --protocol coco --json accuracy.json
+      slimdet bench accuracy yolo_int8.tflite --data VOCdevkit/VOC2007 --backend cpu --backend cpu-reference --worst out
     """
     _silence_opencv()
     # numpy, OpenCV and the interpreter load here, so that --help is there at once.
-    from benchmarks.accuracy import measure_accuracy
+    from benchmarks.backends import measure_backends
     from benchmarks.yolo_dataset import read_names
 
-    result = measure_accuracy(
+    result = measure_backends(
         model,
         data,
         split or None,
         protocol,
+        backends,
         names=read_names(names) if names else (),
-        backend=backend,
         threads=threads,
         conf=conf,
         iou=iou,
+        working_conf=working_conf,
+        worst=worst,
+        worst_count=worst_count,
         progress=progress("pictures"),
     )
     if json_file != "-":
@@ -234,9 +269,37 @@ def latency(
         write_json(json_file, result)
 
 
+@bench.command(no_args_is_help=True)
+@click.argument("results", metavar="RESULT.json...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder that receives report.json, report.md and report.html.",
+)
+@debug_option
+def report(results: tuple[Path, ...], out: Path) -> None:
+    """Makes one report of what accuracy, latency and compare wrote with --json, of any models and devices.
+
+    Results belong together by the name of the model's file. The page needs no other file and no script.
+
+    \b
+    Example:
+      slimdet bench report accuracy_*.json latency_*.json --out report
+    """
+    _silence_opencv()
+    from benchmarks.bench_report import write_report
+    from benchmarks.bench_results import read_results
+
+    for path in write_report(read_results(results), out):
+        click.echo(path)
+
+
 # `python -m benchmarks accuracy …` is short for `python -m benchmarks bench accuracy …`.
 main.add_command(accuracy)
 main.add_command(latency)
+main.add_command(report)
 
 
 def _silence_opencv() -> None:

@@ -14,7 +14,8 @@ import dataclasses
 
 import numpy as np
 
-from benchmarks.voc_metric import Found, Truths
+from benchmarks.box_pairs import Pairs, close_pairs, greedy
+from benchmarks.voc_metric import Found, Outcomes, Truths
 from deploy.errors import InputError
 
 
@@ -26,6 +27,8 @@ class CocoPrecisions:
     all: np.ndarray
     at50: np.ndarray
     at75: np.ndarray
+    #: (classes, 101): the best precision at a recall of at least 0, .01, … 1, at IoU .5.
+    curves50: np.ndarray
 
 
 def coco_precisions(truths: Truths, found: Found, images: int, classes: int) -> CocoPrecisions:
@@ -59,8 +62,29 @@ def coco_precisions(truths: Truths, found: Found, images: int, classes: int) -> 
     # (IoU thresholds, recalls, classes): all areas, 100 detections an image. -1 marks a class without truths.
     assert evaluation.eval is not None  # accumulate has filled it
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
-    precision = np.where(precision < 0, np.nan, precision).mean(axis=1)
-    return CocoPrecisions(precision.mean(axis=0), precision[0], precision[5])
+    curves = np.where(precision < 0, np.nan, precision)
+    means = curves.mean(axis=1)
+    return CocoPrecisions(means.mean(axis=0), means[0], means[5], curves[0].T)
+
+
+def coco_outcomes(truths: Truths, found: Found, classes: int, iou: float = 0.5) -> Outcomes:
+    """What becomes of each detection at one IoU by COCO's rule: by falling score each takes the free truth of its image
+    and class that it overlaps most; what takes none and lies on a difficult one does not count. No detection is cut off
+    at 100 an image. That of one does not depend on those of a lower score."""
+    keys = [rows.images.astype(np.int64) * classes + rows.class_ids for rows in (found, truths)]
+    normal, crowd = np.flatnonzero(~truths.difficult), np.flatnonzero(truths.difficult)
+
+    def near(rows: np.ndarray, share_of_first: bool) -> Pairs:
+        return close_pairs(
+            keys[0], found.boxes, keys[1][rows], truths.boxes[rows], iou, share_of_first=share_of_first
+        )
+
+    seen = Outcomes(np.full(len(found), -1), np.ones(len(found), bool))
+    hits = greedy(near(normal, False), found.scores)
+    seen.truth[hits.first] = normal[hits.second]
+    absorbed = near(crowd, True).first
+    seen.counted[absorbed[seen.truth[absorbed] < 0]] = False
+    return seen
 
 
 def _corner_and_size(boxes: np.ndarray) -> np.ndarray:

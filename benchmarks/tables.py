@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+NONE = "-"
+
 
 def accuracy_text(result: dict[str, Any]) -> str:
     """The result of `measure_accuracy` for a reader."""
     means = "   ".join(f"{name} {100 * result[name]:.2f}" for name in ("map", "map50", "map75") if name in result)
     sections = [
         f"{means}   ({result['protocol']}, {result['images']} pictures, {len(result['per_class'])} classes)",
-        table(("class", "AP"), [(name, f"{100 * value:.2f}") for name, value in result["per_class"].items()]),
+        _classes_text(result),
+        _misses_text(result),
+        *_backends_text(result.get("backends", [])),
         table(
             ("seconds", "(decoding runs beside the rest)"),
             [
@@ -23,7 +27,62 @@ def accuracy_text(result: dict[str, Any]) -> str:
         f"conf {result['conf']}, iou {result['iou']}, {result['backend']}, "
         f"{result['threads']} thread{'s' * (result['threads'] > 1)}",
     ]
+    if worst := result.get("worst"):
+        sections.append(f"{len(worst['pictures'])} worst pictures in {worst['folder']}")
     return "\n\n".join(sections + _accuracy_notes(result))
+
+
+def _classes_text(result: dict[str, Any]) -> str:
+    conf = result["working_conf"]
+    rows = [(name, 100 * one["ap"], one["truths"], one["working"]) for name, one in result["classes"].items()]
+    rows.append(("all", 100 * result["map"], result["working"]["truths"], result["working"]))
+    return table(
+        ("class", "AP", "truths", f"detections from {conf:g}", "precision", "recall"),
+        [
+            (name, f"{ap:.2f}", str(truths), str(at["detections"]), _percent(at["precision"]), _percent(at["recall"]))
+            for name, ap, truths, at in rows
+        ],
+    )
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.1f}"
+
+
+def _misses_text(result: dict[str, Any]) -> str:
+    misses = result["misses"]
+
+    def line(what: str, counts: dict[str, int]) -> str:
+        return f"{sum(counts.values())} {what}: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+
+    text = f"{line('false positives', misses['false_positives'])}\n{line('missed truths', misses['false_negatives'])}"
+    if confused := misses["confused"][:3]:
+        told = ", ".join(f"{one['is']} taken for {one['taken_for']} {one['count']}" for one in confused)
+        text += f"\nconfused most often: {told}"
+    return text
+
+
+def _backends_text(backends: Sequence[dict[str, Any]]) -> list[str]:
+    """Nothing where there is one alone."""
+    if len(backends) < 2:
+        return []
+    rows = [(one["backend"], f"{100 * one['map']:.3f}", *drift_cells(one["drift"])) for one in backends]
+    return [f"{table(('backend', 'map', *DRIFT_COLUMNS), rows)}\n(against {backends[0]['backend']})"]
+
+
+DRIFT_COLUMNS = (
+    *("pairs", "1 - IoU p50", "p95", "max", "score +- p50", "p95", "max"),
+    *("crossing", "only first", "only here"),
+)
+
+
+def drift_cells(drift: dict[str, Any] | None) -> tuple[str, ...]:
+    """A cell for each of DRIFT_COLUMNS; see box_drift."""
+    if drift is None:
+        return (NONE,) * len(DRIFT_COLUMNS)
+    spreads = [drift[key][part] for key in ("iou_loss", "score_difference") for part in ("median", "p95", "max")]
+    counts = [str(drift[key]) for key in ("crossing", "only_first", "only_here")]
+    return (str(drift["pairs"]), *(NONE if value is None else f"{value:.2g}" for value in spreads), *counts)
 
 
 def _accuracy_notes(result: dict[str, Any]) -> list[str]:
@@ -84,7 +143,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns: the first to the left; the others to the right if they are numbers all."""
     lines = [head, *rows] if any(head) else list(rows)
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    numbers = [all(_is_number(row[column]) for row in rows) for column in range(len(head))]
+    numbers = [all(_is_number(row[column]) or row[column] == NONE for row in rows) for column in range(len(head))]
 
     def cell(text: str, column: int) -> str:
         return text.rjust(widths[column]) if numbers[column] and column else text.ljust(widths[column])
@@ -93,7 +152,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _first(names: Sequence[str], most: int) -> str:

@@ -31,6 +31,8 @@ VocProtocol = Literal["voc07", "voc", "darknet"]
 
 #: The devkit's `0:0.1:1`, in the floating-point values that Octave and numpy.arange give it.
 RECALLS = np.arange(11) * 0.1
+#: Where a curve is told: COCO's recalls.
+CURVE_RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,26 @@ class Found:
         return len(self.images)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What became of each of n detections."""
+
+    #: (n,) integers: row of the truth that it hit, -1 for none.
+    truth: np.ndarray
+    #: (n,) bool: whether it counts at all; a hit does, and what is absorbed by a difficult truth does not.
+    counted: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curves:
+    """Precision against recall of each class, NaN for a class without a truth that is not difficult."""
+
+    #: (classes,) float64, 0..1: AP.
+    average: np.ndarray
+    #: (classes, 101) float64, 0..1: the best precision at a recall of at least 0, .01, … 1; 0 where none reaches it.
+    precision: np.ndarray
+
+
 def average_precisions(
     truths: Truths, found: Found, classes: int, protocol: VocProtocol, iou: float = 0.5
 ) -> np.ndarray:
@@ -74,18 +96,39 @@ def average_precisions(
 
     Class ids of both are in 0..classes-1; boxes are taken as they are, without any offset between the two.
     """
-    if protocol == "darknet":
-        keep = ~truths.difficult
-        truths = Truths(truths.images[keep], truths.class_ids[keep], truths.boxes[keep], truths.difficult[keep])
-    overlap, truth = _best_truths(truths, found, classes, 0.0 if protocol == "darknet" else 1.0)
-    belongs = overlap > iou if protocol == "darknet" else overlap >= iou
+    return precision_recall(truths, found, classes, protocol, iou).average
+
+
+def precision_recall(truths: Truths, found: Found, classes: int, protocol: VocProtocol, iou: float = 0.5) -> Curves:
+    """AP and the curve of each class; see average_precisions."""
+    seen = outcomes(truths, found, classes, protocol, iou)
     positives = np.bincount(truths.class_ids[~truths.difficult], minlength=classes)
-    precisions = np.full(classes, np.nan)
+    curves = Curves(np.full(classes, np.nan), np.full((classes, len(CURVE_RECALLS)), np.nan))
     for class_id, rows in enumerate(_by_class_and_score(found, classes)):
         if positives[class_id]:
-            hit, counted = _outcomes(truth[rows], belongs[rows], truths.difficult)
-            precisions[class_id] = _area(hit[counted], int(positives[class_id]), eleven_points=protocol == "voc07")
-    return precisions
+            hit = seen.truth[rows[seen.counted[rows]]] >= 0
+            recall, envelope = _curve(hit, int(positives[class_id]))
+            curves.average[class_id] = _area(recall, envelope, eleven_points=protocol == "voc07")
+            curves.precision[class_id] = envelope[np.searchsorted(recall, CURVE_RECALLS, side="left")]
+    return curves
+
+
+def outcomes(truths: Truths, found: Found, classes: int, protocol: VocProtocol, iou: float = 0.5) -> Outcomes:
+    """What becomes of each detection by the protocol's rule. That of one does not depend on those of a lower score."""
+    kept = np.flatnonzero(~truths.difficult) if protocol == "darknet" else np.arange(len(truths))
+    truths = Truths(truths.images[kept], truths.class_ids[kept], truths.boxes[kept], truths.difficult[kept])
+    overlap, truth = _best_truths(truths, found, classes, side_edge(protocol))
+    belongs = overlap > iou if protocol == "darknet" else overlap >= iou
+    seen = Outcomes(np.full(len(found), -1), np.ones(len(found), bool))
+    for rows in _by_class_and_score(found, classes):
+        hit, seen.counted[rows] = _outcomes(truth[rows], belongs[rows], truths.difficult)
+        seen.truth[rows[hit]] = kept[truth[rows[hit]]]
+    return seen
+
+
+def side_edge(protocol: str) -> float:
+    """What the protocol adds to a box's width and height: 1 where both ends are pixels of it."""
+    return 1.0 if protocol in ("voc07", "voc") else 0.0
 
 
 def _best_truths(truths: Truths, found: Found, classes: int, edge: float) -> tuple[np.ndarray, np.ndarray]:
@@ -143,12 +186,15 @@ def _outcomes(truth: np.ndarray, belongs: np.ndarray, difficult: np.ndarray) -> 
     return hit, counted
 
 
-def _area(hit: np.ndarray, positives: int, eleven_points: bool) -> float:
-    """AP of one class from its outcomes, best score first."""
+def _curve(hit: np.ndarray, positives: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of one class's outcomes, best score first: recall (n,), and the best precision from each on (n + 1,), which ends
+    in 0."""
     hits = np.cumsum(hit)
-    recall = hits / positives
     precision = hits / np.arange(1, len(hit) + 1)
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return hits / positives, np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+
+
+def _area(recall: np.ndarray, envelope: np.ndarray, eleven_points: bool) -> float:
     if eleven_points:
         return float(envelope[np.searchsorted(recall, RECALLS, side="left")].sum() / len(RECALLS))
     return float((np.diff(recall, prepend=0.0) * envelope[:-1]).sum())

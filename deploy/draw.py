@@ -103,31 +103,44 @@ def draw(picture: np.ndarray, detections: Detections, written: Captions) -> None
     Lines and letters grow with the picture. A label stands on its box, inside it where there is no room above, and
     never leaves the picture. Boxes are finite, in pixels of the picture.
     """
+    classes = [int(class_id) for class_id in detections.class_ids]
+    texts = [f"{_text(written, number)} {score:.2f}" for number, score in zip(classes, detections.scores, strict=True)]
+    draw_boxes(picture, detections.boxes, texts, [colour(number) for number in classes], written.font)
+
+
+def draw_boxes(
+    picture: np.ndarray,
+    boxes: np.ndarray,
+    texts: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    font: str | None = None,
+) -> None:
+    """Draws n boxes, the first on top, as draw does. boxes: (n, 4) x1, y1, x2, y2, finite; texts: of the labels, "" for
+    none; colours: BGR, 0..255; font: see Captions."""
     mean_side = (picture.shape[0] + picture.shape[1]) / 2
     thickness = max(1, round(mean_side / 270))
     letter_height = max(11, round(mean_side / 45))
-    worst_first = range(len(detections))[::-1]
-    corners = np.rint(detections.boxes).astype(int).tolist()
-    for i in worst_first:
+    last_first = range(len(boxes))[::-1]
+    corners = np.rint(boxes).astype(int).tolist()
+    for i in last_first:
         left, top, right, bottom = corners[i]
         # Pixel i covers i to i + 1, so the last pixel of the box is the one before its edge.
         opposite = max(left, right - 1), max(top, bottom - 1)
-        cv2.rectangle(picture, (left, top), opposite, colour(int(detections.class_ids[i])), thickness)
-    for i in worst_first:
-        class_id = int(detections.class_ids[i])
-        text = f"{_text(written, class_id)} {detections.scores[i]:.2f}"
-        label = _label(text, colour(class_id), letter_height, written.font)
-        _place(picture, label, corners[i][0] - thickness // 2, corners[i][1] - thickness // 2, corners[i][1])
+        cv2.rectangle(picture, (left, top), opposite, colours[i], thickness)
+    for i in last_first:
+        if texts[i]:
+            drawn = label(texts[i], colours[i], letter_height, font)
+            _place(picture, drawn, corners[i][0] - thickness // 2, corners[i][1] - thickness // 2, corners[i][1])
 
 
-def _place(picture: np.ndarray, label: np.ndarray, left: int, bottom: int, otherwise_top: int) -> None:
+def _place(picture: np.ndarray, drawn: np.ndarray, left: int, bottom: int, otherwise_top: int) -> None:
     """Copies the label into the picture with its foot at bottom, or its head at otherwise_top if that is too high."""
-    label = label[: picture.shape[0], : picture.shape[1]]
-    height, width = label.shape[:2]
+    drawn = drawn[: picture.shape[0], : picture.shape[1]]
+    height, width = drawn.shape[:2]
     top = bottom - height if bottom >= height else otherwise_top
     top = min(max(top, 0), picture.shape[0] - height)
     left = min(max(left, 0), picture.shape[1] - width)
-    picture[top : top + height, left : left + width] = label
+    picture[top : top + height, left : left + width] = drawn
 
 
 def _text(written: Captions, class_id: int) -> str:
@@ -136,8 +149,8 @@ def _text(written: Captions, class_id: int) -> str:
 
 # A video shows the same labels again and again, and one costs 0.2 ms to write.
 @functools.lru_cache(maxsize=1024)
-def _label(text: str, background: tuple[int, int, int], letter_height: int, font_name: str | None) -> np.ndarray:
-    """The filled label with its text, uint8 (h, w, 3) BGR."""
+def label(text: str, background: tuple[int, int, int], letter_height: int, font_name: str | None) -> np.ndarray:
+    """A filled label with its text, uint8 (h, w, 3) BGR, which must not be written to. background: BGR."""
     font = _font(font_name, letter_height)
     mask = _mask(text, font)
     gap = max(2, letter_height // 5)
@@ -146,8 +159,7 @@ def _label(text: str, background: tuple[int, int, int], letter_height: int, font
     alpha = np.zeros((max(ascent + descent, mask.shape[0]) + gap // 2 * 2, mask.shape[1] + 2 * gap, 1), np.float32)
     alpha[gap // 2 : gap // 2 + mask.shape[0], gap : gap + mask.shape[1], 0] = mask.astype(np.float32) / 255
     behind, letters = (np.array(v, np.float32) for v in (background, text_colour(background)))
-    label = behind * (1 - alpha) + letters * alpha
-    finished = np.rint(label).astype(np.uint8)
+    finished = np.rint(behind * (1 - alpha) + letters * alpha).astype(np.uint8)
     finished.flags.writeable = False  # the cache hands out the same array again
     return finished
 

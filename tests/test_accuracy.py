@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from toy_detector import write_toy
 from voc_folder import add_picture, small_set, xml
 
-from benchmarks import accuracy
+from benchmarks import picture_run
 from benchmarks.accuracy import mean_average_precision, measure_accuracy
 from benchmarks.yolo_dataset import read_names
 from deploy import detector
@@ -212,7 +212,7 @@ def test_an_interrupted_run_leaves_no_thread_and_decodes_no_further(tmp_path, to
     for index in range(40):
         add_picture(tmp_path, f"{index:03d}")
     read, lock = [], threading.Lock()
-    real = accuracy.read_picture
+    real = picture_run.read_picture
 
     def counted(path):
         with lock:
@@ -223,19 +223,19 @@ def test_an_interrupted_run_leaves_no_thread_and_decodes_no_further(tmp_path, to
         if done == 3:
             raise stop
 
-    monkeypatch.setattr(accuracy, "read_picture", counted)
+    monkeypatch.setattr(picture_run, "read_picture", counted)
     with pytest.raises(stop):
         measure_accuracy(toy, tmp_path, "test", "voc", progress=interrupt)
     assert not decoders()
     # Never more than AHEAD wait while one is at work: the memory is bounded, whatever the data set.
-    assert len(read) <= 3 + accuracy.AHEAD + 1
+    assert len(read) <= 3 + picture_run.AHEAD + 1
 
 
 def test_a_fault_while_decoding_is_not_swallowed(tmp_path, toy, monkeypatch):
     def broken(path):
         raise MemoryError("no memory left for it")
 
-    monkeypatch.setattr(accuracy, "read_picture", broken)
+    monkeypatch.setattr(picture_run, "read_picture", broken)
     with pytest.raises(MemoryError):
         measure_accuracy(toy, small_set(tmp_path), "test", "voc")
     assert not decoders()

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from labelled_folders import write_label, write_picture
 from toy_detector import write_toy
-from voc_folder import small_set
+from voc_folder import add_picture, small_set
 
 from benchmarks import cli, tables
 from benchmarks.accuracy import PROTOCOLS
@@ -128,6 +128,36 @@ def test_benchmark_models_names_are_known_too(toy, capsys):
     assert (value["runs"], value["warmup_runs"]) == (4, 2)
 
 
+def test_accuracy_on_two_backends_shows_classes_causes_drift_and_worst_pictures(tmp_path, toy, capsys):
+    data = small_set(tmp_path / "data")
+    add_picture(data, "004", "red", label="blue")
+    arguments = ["accuracy", toy, "--data", str(data), "--protocol", "voc", "--worst", str(tmp_path / "worst")]
+    assert run(*arguments, "--backend", "cpu", "--backend", "cpu-builtin", "--worst-count", "1") == 0
+    shown = capsys.readouterr().out
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["class", "AP", "truths", "detections", "from", "0.25", "precision", "recall"] in lines
+    assert ["blue", "66.67", "3", "2", "100.0", "66.7"] in lines
+    assert ["all", "83.33", "5", "5", "80.0", "80.0"] in lines
+    assert "1 false positives: localisation 0, class 1, both 0, duplicate 0, background 0" in shown
+    assert "confused most often: blue taken for red 1" in shown
+    assert ["cpu-builtin", "83.333", "5"] in [line[:3] for line in lines] and "(against cpu)" in shown
+    assert f"1 worst pictures in {tmp_path / 'worst'}" in shown
+    assert sorted(path.name for path in (tmp_path / "worst").iterdir()) == ["01_004.jpg", "contact_sheet.jpg"]
+
+
+def test_report_of_what_the_commands_wrote(tmp_path, toy, capsys):
+    data = str(small_set(tmp_path / "data"))
+    files = [str(tmp_path / "accuracy.json"), str(tmp_path / "toy.json")]
+    assert run("accuracy", toy, "--data", data, "--json", files[0]) == 0
+    assert run("latency", toy, *QUICK, "--json", files[1]) == 0
+    capsys.readouterr()
+    assert run("report", *files, "--out", str(tmp_path / "out")) == 0
+    names = [f"report.{ending}" for ending in ("json", "md", "html")]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "out" / name) for name in names]
+    (row,) = json.loads((tmp_path / "out/report.json").read_text())["rows"]
+    assert row["model"] == "toy" and row["map"] == pytest.approx(1.0) and row["p50_ms"] > 0 and row["on_front"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -135,6 +165,10 @@ def test_benchmark_models_names_are_known_too(toy, capsys):
         ["accuracy", "M", "--data", "D", "--protocol", "voc12"],
         ["accuracy", "M", "--data", "D", "--conf", "nan"],
         ["accuracy", "M", "--data", "D", "--iou", "1.5"],
+        ["accuracy", "M", "--data", "D", "--working-conf", "nan"],
+        ["accuracy", "M", "--data", "D", "--worst-count", "0"],
+        ["report", "--out", "D"],
+        ["report", "R"],
         ["latency"],
         ["latency", "M", "--threads", "0"],
         ["latency", "M", "--runs", "0"],
@@ -181,11 +215,11 @@ def test_an_older_result_stays_when_the_run_fails(tmp_path, toy):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-@pytest.mark.parametrize("command", ["accuracy", "latency"])
+@pytest.mark.parametrize("command", ["accuracy", "latency", "report"])
 def test_help_has_an_example(command):
     shown = CliRunner().invoke(cli.bench, [command, "--help"])
     assert shown.exit_code == 0
-    assert f"slimdet bench {command} yolo_int8.tflite" in shown.output
+    assert f"slimdet bench {command} " in shown.output.split("Example:")[1]
 
 
 def test_the_commands_name_every_protocol():

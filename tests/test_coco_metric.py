@@ -1,58 +1,17 @@
 """hotcoco's figures against pycocotools, the authority."""
 
 import builtins
-import contextlib
-import io
 import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from benchmarks.coco_metric import coco_precisions
+from benchmarks.coco_metric import coco_outcomes, coco_precisions
+from benchmarks.metric_speed import by_pycocotools
 from benchmarks.voc_metric import Found, Truths
 from deploy.errors import InputError
-
-
-def by_pycocotools(truths: Truths, found: Found, images: int, classes: int) -> np.ndarray:
-    """(3, classes): AP over .50:.95, AP50, AP75; NaN where a class has no truth."""
-    truth = COCO()
-    described = [{"id": index + 1} for index in range(images)]
-    categories = [{"id": index + 1, "name": str(index)} for index in range(classes)]
-    rows = []
-    for index in range(len(truths)):
-        x1, y1, x2, y2 = (float(value) for value in truths.boxes[index])
-        rows.append(
-            {
-                "id": index + 1,
-                "image_id": int(truths.images[index]) + 1,
-                "category_id": int(truths.class_ids[index]) + 1,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                "iscrowd": int(truths.difficult[index]),
-            }
-        )
-    truth.dataset = {"images": described, "categories": categories, "annotations": rows, "info": {}}
-    detections = np.column_stack(
-        [
-            found.images + 1,
-            found.boxes[:, :2],
-            found.boxes[:, 2:] - found.boxes[:, :2],
-            found.scores,
-            found.class_ids + 1,
-        ]
-    ).astype(np.float64)
-    with contextlib.redirect_stdout(io.StringIO()):  # it talks
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    precision = np.where(precision < 0, np.nan, precision).mean(axis=1)
-    return np.array([precision.mean(axis=0), precision[0], precision[5]])
 
 
 def ours(truths: Truths, found: Found, images: int, classes: int) -> np.ndarray:
@@ -114,6 +73,27 @@ def test_without_hotcoco_the_error_says_what_to_do(monkeypatch):
     truths, found = random_set(1, 2, 1, 5, 9)
     with pytest.raises(InputError, match="pip install hotcoco"):
         coco_precisions(truths, found, 2, 1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 3), st.integers(1, 30), st.integers(1, 90))
+def test_the_outcomes_give_the_curve_that_pycocotools_has_at_iou_one_half(seed, images, classes, boxes, detections):
+    truths, found = random_set(seed, images, classes, boxes, detections)
+    # One score a detection: how equal ones of different pictures are ordered is no part of an outcome.
+    found = Found(found.images, found.class_ids, found.boxes, np.random.default_rng(seed).permutation(detections) / 100)
+    seen = coco_outcomes(truths, found, classes)
+    curves = coco_precisions(truths, found, images, classes).curves50
+    for class_id in range(classes):
+        positives = int((~truths.difficult & (truths.class_ids == class_id)).sum())
+        if not positives:
+            assert np.isnan(curves[class_id]).all()
+            continue
+        rows = np.flatnonzero((found.class_ids == class_id) & seen.counted)
+        hits = np.cumsum(seen.truth[rows[np.argsort(-found.scores[rows])]] >= 0)
+        precision = np.append(hits / np.arange(1, len(hits) + 1), 0)
+        best = np.maximum.accumulate(precision[::-1])[::-1]
+        expected = best[np.searchsorted(hits / positives, np.linspace(0, 1, 101), side="left")]
+        np.testing.assert_allclose(curves[class_id], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.real_data

@@ -163,3 +163,10 @@ def test_a_class_without_a_label_is_drawn_by_its_number() -> None:
     draw.draw(known, detections((5, 30, 90, 55, 0.5, 7)), captions([""] * 7 + ["class 7"]))
     draw.draw(unknown, detections((5, 30, 90, 55, 0.5, 7)), captions(LABELS))
     np.testing.assert_array_equal(known, unknown)
+
+
+def test_a_box_without_a_text_is_drawn_in_its_colour_and_has_no_label() -> None:
+    picture = np.zeros((100, 100, 3), np.uint8)
+    draw.draw_boxes(picture, np.array([[20.0, 40, 60, 80]]), [""], [(1, 2, 3)])
+    assert np.unique(picture.reshape(-1, 3), axis=0).tolist() == [[0, 0, 0], [1, 2, 3]]
+    assert (picture[40, 20:60] == (1, 2, 3)).all() and not picture[:40].any()
