@@ -1,0 +1,154 @@
+"""`bench compare`: its process, the gate and the command. No test asserts a time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_tflite import yolo
+
+from benchmarks import child, cli, compare_child
+from benchmarks.compare import compare
+from deploy.command_line import exit_code
+from deploy.errors import BackendError, GateError, InputError
+
+QUICK = {"runs": 3, "min_secs": 0.0, "max_secs": 60.0, "warmup_secs": 0.0}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    paths = tmp_path / "whole.tflite", tmp_path / "int8.tflite"
+    for path, dtype in zip(paths, ("float32", "int8")):
+        path.write_bytes(yolo(dtype)[0])
+    return str(paths[0]), str(paths[1])
+
+
+COMMAND = ["--runs", "4", "--min-secs", "0", "--warmup-secs", "0"]
+
+
+def run(*arguments: str) -> int:
+    return exit_code(cli.main, "python -m benchmarks", ["bench", "compare", *arguments])
+
+
+def test_command_prints_a_table(files, capsys):
+    assert run(*files, *COMMAND) == 0
+    head, first, second, _, how, over, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["model", "p50", "ms", "speed-up", "from", "to"]
+    assert first.split()[0] == files[0] and first.split()[2:] == ["1.000"] * 3
+    assert second.split()[0] == files[1] and len(second.split()) == 5
+    assert how.startswith("4 rounds in ") and "ended by runs; cpu, 1 thread" in how
+    assert over == files[0]
+
+
+def test_command_writes_json(files, tmp_path, capsys):
+    assert run(*files, *COMMAND, "--json", "-") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["schema"], shown["rounds"], shown["stopped_by"]) == ("slimdet.compare/1", 4, "runs")
+    assert [row["model"] for row in shown["models"]] == list(files)
+    for row in shown["models"]:
+        low, high = row["speedup_interval"]
+        assert 0 < low <= row["speedup"] <= high
+        assert row["size_mb"] == Path(row["model"]).stat().st_size / 1e6
+        assert set(row["intervals"]) == {"p50_ms", "p90_ms", "p95_ms", "p99_ms"}
+    assert shown["settings"]["threads"] == 1 and shown["gate"] == []
+    assert {"cpu", "load_average_before"} <= shown["environment"].keys()
+    assert {"before", "after", "change"} == shown["machine"].keys()
+    target = tmp_path / "found.json"
+    assert run(*files, *COMMAND, "--json", str(target)) == 0
+    assert json.loads(target.read_text()).keys() == shown.keys()
+
+
+def test_command_refuses_in_one_sentence(files, tmp_path, capsys):
+    budget = tmp_path / "budget.toml"
+    budget.write_text('["other*"]\np50_ms = 5\n')
+    for arguments, words in (
+        ([files[0]], "different files are compared, two at least, not"),
+        ([files[0], files[1], files[0]], "different files are compared"),
+        ([files[0], "lost.tflite"], "cannot read lost.tflite"),
+        ([*files, "--json", files[1]], "--json"),
+        ([*files, "--budget", str(budget), "--json", str(budget)], "would overwrite"),
+        ([*files, "--budget", str(budget)], "of other* none matches whole.tflite"),
+        ([*files, "--budget", "lost.toml"], "cannot read lost.toml"),
+        ([*files, "--pin", "x"], "cores are numbers"),
+        ([*files, "--backend", "abacus"], "a backend is one of"),
+    ):
+        assert run(*arguments) == 1
+        told = capsys.readouterr().err
+        assert words in told and told.count("\n") == 1
+    assert Path(files[1]).read_bytes() == yolo("int8")[0]
+    for option in (["--fail-below", "nan"], ["--fail-below", "0"], ["--min-secs", "nan"], ["--seed", "-1"]):
+        assert run(*files, *option) == 2
+
+
+def test_compare_keeps_the_order_of_files(files):
+    backwards = [Path(name) for name in reversed(files)]
+    assert [row["model"] for row in compare(backwards, **QUICK)["models"]] == [str(path) for path in backwards]
+
+
+def test_a_gate_that_is_met_and_one_that_is_missed(files, capsys):
+    # No file is a millionth or a million times as fast.
+    assert run(*files, *COMMAND, "--fail-below", "1e-6") == 0
+    shown = capsys.readouterr()
+    assert "at least 1e-06: met" in shown.out and "ended by decided" in shown.out
+    assert run(*files, *COMMAND, "--fail-below", "1e6") == 3
+    shown = capsys.readouterr()
+    assert shown.err.startswith("slimdet: error: a limit is kept by the whole interval") and shown.err.count("\n") == 1
+    assert f"{files[1]} speedup" in shown.err and f"{files[0]} speedup" not in shown.err
+
+
+def test_an_undecided_gate_is_measured_on_to_the_end_and_fails(files, tmp_path, capsys):
+    copy = tmp_path / "copy.tflite"
+    copy.write_bytes(Path(files[0]).read_bytes())
+    ratio = compare([Path(files[0]), copy], **QUICK)["models"][1]["speedup"]
+    result = compare([Path(files[0]), copy], **{**QUICK, "max_secs": 0.3}, fail_below=1.0)
+    assert 0.2 < ratio < 5 and result["rounds"] > 3 and result["looks"] >= 1
+    (row,) = result["gate"]
+    # A copy may, with a chance of 5 %, be told from its original; then it was decided earlier.
+    assert (row["verdict"], result["stopped_by"]) in (
+        ("undecided", "max_secs"),
+        ("met", "decided"),
+        ("missed", "decided"),
+    )
+    assert row["confidence"] >= 1 - 0.05 / 2
+
+
+def test_a_budget_of_all_measures(files, tmp_path, capsys):
+    budget, result = tmp_path / "budget.toml", tmp_path / "result.json"
+    budget.write_text(
+        '["*.tflite"]\np50_ms = 1e5\np95_ms = 1e5\nsize_mb = 1e-9\npeak_memory_mb = 1e6\n["int8*"]\nspeedup = 1e-6\n'
+    )
+    assert run(*files, *COMMAND, "--budget", str(budget), "--json", str(result)) == 3
+    gate = json.loads(result.read_text())["gate"]
+    found = {(Path(row["model"]).stem, row["measure"]): row["verdict"] for row in gate}
+    timed = {(name, measure): "met" for name in ("whole", "int8") for measure in ("p50_ms", "p95_ms", "peak_memory_mb")}
+    assert found == timed | {("whole", "size_mb"): "missed", ("int8", "size_mb"): "missed", ("int8", "speedup"): "met"}
+    assert capsys.readouterr().err.count("size_mb") == 2
+
+
+def test_a_process_that_dies_is_one_sentence(files, monkeypatch):
+    real = subprocess.Popen
+    dies = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"]
+    monkeypatch.setattr(child.subprocess, "Popen", lambda command, **options: real(dies, **options))
+    with pytest.raises(BackendError, match="was ended by SIGSEGV; try another --backend"):
+        compare([Path(name) for name in files], **QUICK)
+
+
+def test_the_process_looks_at_growing_numbers_of_rounds(files, monkeypatch):
+    looked = []
+
+    def undecided(limits, times, other, look, seed):
+        looked.append((look, len(next(iter(times.values())))))
+        return [{"verdict": "undecided" if len(looked) < 4 else "met"}]
+
+    monkeypatch.setattr(compare_child, "judged", undecided)
+    settings = {"backend": "cpu", "threads": 1, "seed": 0, "cores": [], "models": list(files), **QUICK}
+    found = compare_child.measure(settings | {"limits": [[files[1], "speedup", 1.0]]}, lambda value: None)
+    # ceil of 1.5 times as many: 3, 5, 8, 12.
+    assert looked == [(1, 3), (2, 5), (3, 8), (4, 12)]
+    assert (found["stopped_by"], found["looks"]) == ("decided", 4)
+    assert {len(times) for times in found["times_ns"].values()} == {12}
+
+
+def test_gate_error_is_no_input_error():
+    assert not issubclass(GateError, InputError)
