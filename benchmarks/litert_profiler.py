@@ -203,8 +203,10 @@ def _events(library: ctypes.CDLL, profiler: c_void_p) -> list[tuple[str, int, in
     # Room for events of three times the size, so that another layout shows instead of writing elsewhere.
     memory = (ctypes.c_ubyte * (3 * size * number)).from_buffer(bytearray([_BLANK]) * (3 * size * number))
     _call(library, "LiteRtGetProfilerEvents", profiler, c_int(number), memory)
-    last, rest = bytes(memory[size * (number - 1) : size * number]), bytes(memory[size * number :])
-    if last == bytes([_BLANK]) * size or rest.strip(bytes([_BLANK])):
+    # Of the last event the last field, and what lies behind it.
+    end, source = size * number, size * (number - 1) + _Event.source.offset
+    written = bytes(memory[source : source + _Event.source.size]).strip(bytes([_BLANK]))
+    if not written or bytes(memory[end:]).strip(bytes([_BLANK])):
         raise BackendError(f"an event of the profiler has {size} bytes, but this version of ai-edge-litert has others")
     events = ctypes.cast(memory, POINTER(_Event))[:number]
     return [

@@ -29,9 +29,9 @@ THREADS = click.option(
 )
 
 
-def number(_: click.Context, parameter: click.Parameter, value: float) -> float:
+def number(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     """Refuses NaN, as the callback of an option."""
-    if math.isnan(value):  # what a FloatRange lets through
+    if value is not None and math.isnan(value):  # what a FloatRange lets through
         raise click.BadParameter("nan is not a number", param=parameter)
     return value
 
