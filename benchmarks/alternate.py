@@ -64,11 +64,9 @@ def in_rounds(
     max_secs: float,
     seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
-    enough: Callable[[dict[str, list[int]]], bool] = lambda times: True,
 ) -> dict[str, list[int]]:
     """Nanoseconds of each call by name: every round makes each call once, in an order drawn anew. See alternate for
-    the limits. clock: the time in nanoseconds. enough: asked after each round from the least number and seconds on
-    whether the times suffice; where they do not, rounds go on until max_secs."""
+    the limits. clock: the time in nanoseconds."""
     order, shuffle = list(calls.items()), random.Random(seed).shuffle
     times: dict[str, list[int]] = {name: [] for name in calls}
     begin, rounds = clock(), 0
@@ -80,7 +78,7 @@ def in_rounds(
             times[name].append(clock() - start)
         rounds += 1
         passed = (clock() - begin) / 1e9
-        if passed >= max_secs or (rounds >= runs and passed >= min_secs and enough(times)):
+        if passed >= max_secs or (rounds >= runs and passed >= min_secs):
             break
     return times
 

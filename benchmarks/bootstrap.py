@@ -8,6 +8,11 @@ each run is drawn equally often (D. N. Politis and J. P. Romano, "A circular blo
 data", in: Exploring the limits of bootstrap, 1992). How long a block is, the times themselves say: see block_length.
 Runs that are independent get blocks of one.
 
+Two copies of one file differ by some per cent in one process, and by others in the next, for the places of memory that
+they happened to get (T. Mytkowicz and others, "Producing wrong data without doing anything obviously wrong", ASPLOS
+2009): no number of runs shows that. Where there are times of several processes, processes are drawn first, and then
+blocks of runs within each (T. Kalibera and R. Jones, "Rigorous benchmarking in reasonable time", ISMM 2013).
+
 The ends are percentiles of the draws. As few blocks vary too little among themselves, the percentiles lie as far out as
 Student's t with one degree of freedom less than there are blocks demands (the expanded percentile interval of T.
 Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015).
@@ -39,7 +44,7 @@ class Draws(NamedTuple):
 
     #: (d,) float64, sorted.
     values: np.ndarray
-    #: Of how many blocks each series was put together.
+    #: Of how many blocks each series was put together; of how many processes, where there are several.
     blocks: int
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
@@ -50,38 +55,46 @@ class Draws(NamedTuple):
 
 
 def percentile_intervals(
-    times: Sequence[int], ranks: Sequence[int], *, seed: int = 0
+    times: Sequence[int], ranks: Sequence[int], *, sizes: Sequence[int] = (), seed: int = 0
 ) -> dict[int, tuple[float, float]]:
     """By rank the lower and upper end of the 95 % interval of that percentile (0 to 100, linear between ranks).
 
-    times: (n,) of consecutive runs in any unit, one at least. Of a rank that few runs lie beyond (the 99th of fewer
+    times: (n,) of consecutive runs in any unit, one at least. sizes: how many of them come of each process, where there
+    are several. Of a rank that few runs lie beyond (the 99th of fewer
     than some 500) the interval ends where the runs end, and is too narrow: a tail that was not seen cannot be drawn.
     """
-    return {rank: draws.interval() for rank, draws in percentile_draws(times, ranks, seed=seed).items()}
+    return {rank: draws.interval() for rank, draws in percentile_draws(times, ranks, sizes=sizes, seed=seed).items()}
 
 
-def percentile_draws(times: Sequence[int], ranks: Sequence[int], *, seed: int = 0) -> dict[int, Draws]:
+def percentile_draws(
+    times: Sequence[int], ranks: Sequence[int], *, sizes: Sequence[int] = (), seed: int = 0
+) -> dict[int, Draws]:
     """The draws of percentile_intervals."""
     values = np.asarray(times, np.float64)
     # One length for all ranks, so that their intervals stand in order; the order of runs shows best at the median.
     length = block_length((values > np.median(values)).astype(np.float64))
-    found = draws_of(values, length, lambda drawn: np.percentile(drawn, ranks, axis=1), seed)
+    found = draws_of(values, length, lambda drawn: np.percentile(drawn, ranks, axis=1), seed, sizes)
     return dict(zip(ranks, found, strict=True))
 
 
-def ratio_interval(first: Sequence[int], second: Sequence[int], *, seed: int = 0) -> tuple[float, float, float]:
+def ratio_interval(
+    first: Sequence[int], second: Sequence[int], *, sizes: Sequence[int] = (), seed: int = 0
+) -> tuple[float, float, float]:
     """The median over all rounds of first / second, and the lower and upper end of its 95 % interval.
 
-    first and second: times above 0 in one unit, (n,) each, that stand in the same order of rounds. The two times of a
+    first and second: times above 0 in one unit, (n,) each, that stand in the same order of rounds. sizes: how many of
+    them come of each process, where there are several. The two times of a
     round lie so close together that a slow clock or others' work meets both, and their ratio keeps little of it; the
     ratio of the two medians would move with every such time. With first and second exchanged, all three are the
     reciprocals. Raises InputError where the two do not fit together.
     """
-    ratio, draws = ratio_draws(first, second, seed=seed)
+    ratio, draws = ratio_draws(first, second, sizes=sizes, seed=seed)
     return ratio, *draws.interval()
 
 
-def ratio_draws(first: Sequence[int], second: Sequence[int], *, seed: int = 0) -> tuple[float, Draws]:
+def ratio_draws(
+    first: Sequence[int], second: Sequence[int], *, sizes: Sequence[int] = (), seed: int = 0
+) -> tuple[float, Draws]:
     """The ratio of ratio_interval, and its draws."""
     pairs = np.array([first, second], np.float64) if len(first) == len(second) else np.empty((2, 0))
     if not pairs.size or not (pairs > 0).all():
@@ -92,7 +105,7 @@ def ratio_draws(first: Sequence[int], second: Sequence[int], *, seed: int = 0) -
     ratios = pairs[0] / pairs[1]
     middle = _median_ratio(ratios[None])[0]
     length = block_length(np.sign(ratios - middle))
-    return float(middle), draws_of(ratios, length, lambda drawn: _median_ratio(drawn)[None], seed)[0]
+    return float(middle), draws_of(ratios, length, lambda drawn: _median_ratio(drawn)[None], seed, sizes)[0]
 
 
 def _median_ratio(ratios: np.ndarray) -> np.ndarray:
@@ -122,22 +135,36 @@ def _student(tail: float, freedom: int) -> float:
 
 
 def draws_of(
-    values: np.ndarray, length: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int
+    values: np.ndarray,
+    length: int,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    seed: int,
+    sizes: Sequence[int] = (),
 ) -> list[Draws]:
     """Statistics of series that are drawn from values (n,) in blocks of that length.
 
-    statistic takes series (rows, n) and gives (s, rows). Less than 20 MB are needed beside the result.
+    sizes: of the processes that values come of, one after the other, summing up to n. Each drawn process gives as many
+    values as the mean one has. statistic takes series (rows, about n) and gives (s, rows). Less than 40 MB are needed
+    beside the result.
     """
-    count = len(values)
-    draws = min(DRAWS, max(_LEAST_DRAWS, _MOST_VALUES // count // 40 * 40 - 1))
-    generator, blocks = np.random.default_rng(seed), -(-count // length)
-    rows = max(1, _CHUNK // count)
+    each = np.array(sizes if len(sizes) > 1 else [len(values)])
+    first = np.cumsum(each) - each
+    share = max(1, len(values) // len(each))
+    length = min(length, share)
+    blocks = -(-share // length)
+    draws = min(DRAWS, max(_LEAST_DRAWS, _MOST_VALUES // len(values) // 40 * 40 - 1))
+    generator, rows = np.random.default_rng(seed), max(1, _CHUNK // len(values))
     found = []
     for start in range(0, draws, rows):
-        begins = generator.integers(0, count, (min(rows, draws - start), blocks, 1))
-        places = (begins + np.arange(length)).reshape(len(begins), -1)[:, :count] % count
-        found.append(statistic(values[places]))
-    return [Draws(drawn, blocks) for drawn in np.sort(np.concatenate(found, axis=1), axis=1)]
+        count = min(rows, draws - start)
+        process = generator.integers(0, len(each), (count, len(each)))
+        size = each[process][:, :, None, None]
+        begins = (generator.random((count, len(each), blocks, 1)) * size).astype(np.int64)
+        places = (begins + np.arange(length)) % size + first[process][:, :, None, None]
+        series = places.reshape(count, len(each), -1)[:, :, :share].reshape(count, -1)
+        found.append(statistic(values[series]))
+    independent = len(each) if len(each) > 1 else blocks
+    return [Draws(drawn, independent) for drawn in np.sort(np.concatenate(found, axis=1), axis=1)]
 
 
 def block_length(series: np.ndarray) -> int:

@@ -104,18 +104,21 @@ def judged(
     times: Mapping[str, Sequence[int]],
     other: Mapping[str, Mapping[str, Any]],
     look: int,
-    seed: int,
+    *,
+    sizes: Sequence[int] = (),
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Each limit with its figure, interval and verdict (met, missed or undecided), as plain JSON.
 
-    times: nanoseconds by model in rounds, the first model's first. other: by model, what has no interval, by measure;
-    where it is a word ("unavailable") instead of a number, the verdict is missed. look: from 1.
+    times: nanoseconds by model in rounds, the first model's first; sizes: rounds of each process. other: by model, what
+    has no interval, by measure; where it is a word ("unavailable") instead of a number, the verdict is missed. look:
+    from 1.
     """
     confidence = 1 - _WRONG / (look * (look + 1))
     rows = []
     for limit in limits:
         if limit.measure in TIMED:
-            value, low, high = _timed(limit, times, confidence, seed)
+            value, low, high = _timed(limit, times, confidence, sizes, seed)
         else:
             value = low = high = other[limit.model][limit.measure]
         rows.append(
@@ -131,13 +134,13 @@ def judged(
 
 
 def _timed(
-    limit: Limit, times: Mapping[str, Sequence[int]], confidence: float, seed: int
+    limit: Limit, times: Mapping[str, Sequence[int]], confidence: float, sizes: Sequence[int], seed: int
 ) -> tuple[float, float, float]:
     rank, own = TIMED[limit.measure], times[limit.model]
     if rank is None:
-        ratio, draws = ratio_draws(next(iter(times.values())), own, seed=seed)
+        ratio, draws = ratio_draws(next(iter(times.values())), own, sizes=sizes, seed=seed)
         return ratio, *draws.interval(confidence)
-    draws = percentile_draws(own, (rank,), seed=seed)[rank]
+    draws = percentile_draws(own, (rank,), sizes=sizes, seed=seed)[rank]
     low, high = draws.interval(confidence)
     return float(np.percentile(own, rank)) / 1e6, low / 1e6, high / 1e6
 

@@ -131,10 +131,10 @@ def time_statistics(times_ns: Sequence[int]) -> dict[str, float]:
     return found | {"std_ms": float(times.std(ddof=1)) if len(times) > 1 else 0.0}
 
 
-def time_intervals(times_ns: Sequence[int], seed: int) -> dict[str, list[float]]:
+def time_intervals(times_ns: Sequence[int], seed: int, sizes: Sequence[int] = ()) -> dict[str, list[float]]:
     """Of at least one time in nanoseconds of consecutive runs: the ends of the 95 % intervals, in milliseconds, of
-    p50_ms, p90_ms, p95_ms and p99_ms."""
-    found = percentile_intervals(times_ns, INTERVAL_RANKS, seed=seed)
+    p50_ms, p90_ms, p95_ms and p99_ms. sizes: runs of each process, where there are several."""
+    found = percentile_intervals(times_ns, INTERVAL_RANKS, sizes=sizes, seed=seed)
     return {f"p{rank}_ms": [low / 1e6, high / 1e6] for rank, (low, high) in found.items()}
 
 

@@ -233,12 +233,13 @@ def compare(
 ) -> None:
     """Times several .tflite in alternation, and compares each with the first.
 
-    Each round runs every model once, in an order drawn anew. The speed-up is the median over all rounds of the ratio of
-    two times; from and to are its 95 % interval.
+    In six fresh processes, each round runs every model once, in an order drawn anew. The speed-up is the median over
+    all rounds of the ratio of two times; from and to are its 95 % interval. Limits of runs and seconds are of all processes
+    together, without their start.
 
     A limit is judged by the interval: met where all of it keeps the limit, missed where no part does. Where the limit
-    lies within, rounds go on until it is decided; at --max-secs an undecided limit counts as not met. Whenever it ends,
-    a limit is judged wrongly with a chance of at most 5 %.
+    lies within, more processes are measured until it is decided; at --max-secs an undecided limit counts as not met.
+    Whenever it ends, a limit is judged wrongly with a chance of about 5 % at most.
 
     \b
     Exit code: 0 all limits are met, or there are none; 1 an input or setting cannot be used; 2 wrong use;
@@ -263,7 +264,7 @@ def compare(
     if json_file not in (None, "-") and budget_file is not None:
         refuse_to_overwrite("--json", str(json_file), [budget_file])
     budget = None if budget_file is None else read_budget(budget_file)
-    result = compared(models, budget=budget, progress=progress("rounds"), **settings)
+    result = compared(models, budget=budget, progress=progress("processes"), **settings)
     if json_file != "-":
         click.echo(compare_text(result))
     if json_file:

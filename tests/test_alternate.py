@@ -66,20 +66,6 @@ def test_rounds_end_when_there_are_enough_or_the_time_is_up(runs, min_secs, max_
     assert {name: len(found) for name, found in times.items()} == {"a": expected, "b": expected}
 
 
-def test_rounds_go_on_while_the_times_do_not_suffice():
-    clock, asked = Clock(), []
-
-    def enough(times: dict[str, list[int]]) -> bool:
-        asked.append(len(times["a"]))
-        return len(times["a"]) >= 7
-
-    calls = {"a": clock.call("a", 10**9)}
-    assert len(in_rounds(calls, runs=4, min_secs=0, max_secs=100, clock=clock, enough=enough)["a"]) == 7
-    assert asked == [4, 5, 6, 7]
-    never = in_rounds(calls, runs=4, min_secs=0, max_secs=9, clock=clock, enough=lambda times: False)
-    assert len(never["a"]) == 9
-
-
 def test_nothing_to_call_ends_at_once():
     assert in_rounds({}, runs=5, min_secs=1e8, max_secs=1e8) == {}
 

@@ -175,3 +175,36 @@ def test_ratios_of_pairs_hardly_mind_what_meets_both():
     ratio, low, high = ratio_interval(first, second)
     assert abs(ratio - 1) < 0.01 and high - low < 0.02
     assert ratio_draws(first, second)[0] == ratio
+
+
+def test_what_differs_from_process_to_process_widens_the_interval():
+    """In each process the first is faster or slower by some 3 %, which no number of rounds shows."""
+    trials, processes, rounds, held, single = 100, 6, 40, 0, 0
+    for trial in range(trials):
+        random = np.random.default_rng(trial)
+        apart = np.repeat(random.lognormal(0, 0.03, processes), rounds)
+        first, second = (1e6 * random.lognormal(0, 0.005, processes * rounds) for _ in range(2))
+        _, low, high = ratio_interval(first * apart, second, sizes=[rounds] * processes, seed=trial)
+        held += low <= 1 <= high
+        _, low, high = ratio_interval((first * apart)[:rounds], second[:rounds], seed=trial)
+        single += low <= 1 <= high
+    # Binomial with 0.95 of 100: mean 95, standard deviation 2.2; five of them below is 84.
+    assert held >= 84 and single < 50
+
+
+def test_processes_of_different_lengths_are_drawn_whole(monkeypatch):
+    seen = []
+    values = np.concatenate([np.zeros(4), np.ones(10), np.full(1, 2.0)])
+    found = bootstrap.draws_of(values, 3, lambda drawn: seen.append(drawn) or drawn[:, :1].T, 0, [4, 10, 1])
+    series = np.concatenate(seen)
+    assert found[0].blocks == 3
+    # Three processes are drawn each time, and 15 // 3 values of each.
+    assert series.shape == (bootstrap.DRAWS, 15)
+    assert (series.reshape(-1, 3, 5) == series.reshape(-1, 3, 5)[:, :, :1]).all()
+    # A third each of 5997 draws of a process: 1999, standard deviation sqrt(5997 * 2 / 9) = 36.5.
+    assert np.abs(np.bincount(series[:, ::5].ravel().astype(int)) - 1999).max() < 5 * 36.5
+
+
+def test_one_process_is_as_if_nothing_were_said():
+    times = np.random.default_rng(0).integers(1, 1000, 50)
+    assert percentile_intervals(times, (50,), sizes=[50]) == percentile_intervals(times, (50,))

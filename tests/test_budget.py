@@ -76,7 +76,7 @@ def test_every_pattern_that_matches_counts_and_each_model_needs_one():
 )
 def test_verdicts(limit, verdict):
     times = {"a": [3_000_000] * 10, "b": [2_000_000] * 10}
-    (row,) = judged([limit], times, {"b": {"size_mb": 1.0, "peak_memory_mb": "unavailable"}}, 1, 0)
+    (row,) = judged([limit], times, {"b": {"size_mb": 1.0, "peak_memory_mb": "unavailable"}}, 1)
     assert row["verdict"] == verdict
     if verdict == "met":
         require_met([row])
@@ -87,7 +87,7 @@ def test_verdicts(limit, verdict):
 
 def test_a_limit_within_the_interval_is_undecided_and_fails():
     times = {"a": [3_000_000] * 10, "b": [1_000_000, 5_000_000] * 5}
-    (row,) = judged([Limit("b", "p50_ms", 3.0)], times, {}, 1, 0)
+    (row,) = judged([Limit("b", "p50_ms", 3.0)], times, {}, 1)
     assert row["verdict"] == "undecided" and row["interval"][0] < 3 < row["interval"][1]
     with pytest.raises(GateError, match="undecided"):
         require_met([row])
@@ -95,6 +95,6 @@ def test_a_limit_within_the_interval_is_undecided_and_fails():
 
 def test_the_chances_of_a_wrong_judgement_add_up_to_five_in_a_hundred():
     limit, times = Limit("b", "speedup", 1.0), {"a": [3, 4, 5], "b": [3, 5, 4]}
-    chances = [1 - judged([limit], times, {}, look, 0)[0]["confidence"] for look in range(1, 40)]
+    chances = [1 - judged([limit], times, {}, look)[0]["confidence"] for look in range(1, 40)]
     # 1 / (k (k + 1)) is 1 / k - 1 / (k + 1): the sum of the first n is 1 - 1 / (n + 1).
     assert sum(chances) == pytest.approx(0.05 * (1 - 1 / 40))

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_tflite import yolo
@@ -13,7 +15,7 @@ from benchmarks.compare import compare
 from deploy.command_line import exit_code
 from deploy.errors import BackendError, GateError, InputError
 
-QUICK = {"runs": 3, "min_secs": 0.0, "max_secs": 60.0, "warmup_secs": 0.0}
+QUICK = {"runs": 12, "min_secs": 0.0, "max_secs": 60.0, "warmup_secs": 0.0}
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
     return str(paths[0]), str(paths[1])
 
 
-COMMAND = ["--runs", "4", "--min-secs", "0", "--warmup-secs", "0"]
+COMMAND = ["--runs", "12", "--min-secs", "0", "--warmup-secs", "0"]
 
 
 def run(*arguments: str) -> int:
@@ -37,14 +39,15 @@ def test_command_prints_a_table(files, capsys):
     assert head.split() == ["model", "p50", "ms", "speed-up", "from", "to"]
     assert first.split()[0] == files[0] and first.split()[2:] == ["1.000"] * 3
     assert second.split()[0] == files[1] and len(second.split()) == 5
-    assert how.startswith("4 rounds in ") and "ended by runs; cpu, 1 thread" in how
+    assert how.startswith("12 rounds in 6 processes and ") and "ended by runs; cpu, 1 thread" in how
     assert over == files[0]
 
 
 def test_command_writes_json(files, tmp_path, capsys):
     assert run(*files, *COMMAND, "--json", "-") == 0
     shown = json.loads(capsys.readouterr().out)
-    assert (shown["schema"], shown["rounds"], shown["stopped_by"]) == ("slimdet.compare/1", 4, "runs")
+    assert (shown["schema"], shown["rounds"], shown["stopped_by"]) == ("slimdet.compare/1", 12, "runs")
+    assert shown["rounds_of_processes"] == [2] * 6
     assert [row["model"] for row in shown["models"]] == list(files)
     for row in shown["models"]:
         low, high = row["speedup_interval"]
@@ -97,20 +100,54 @@ def test_a_gate_that_is_met_and_one_that_is_missed(files, capsys):
     assert f"{files[1]} speedup" in shown.err and f"{files[0]} speedup" not in shown.err
 
 
-def test_an_undecided_gate_is_measured_on_to_the_end_and_fails(files, tmp_path, capsys):
-    copy = tmp_path / "copy.tflite"
-    copy.write_bytes(Path(files[0]).read_bytes())
-    ratio = compare([Path(files[0]), copy], **QUICK)["models"][1]["speedup"]
-    result = compare([Path(files[0]), copy], **{**QUICK, "max_secs": 0.3}, fail_below=1.0)
-    assert 0.2 < ratio < 5 and result["rounds"] > 3 and result["looks"] >= 1
+def answered(monkeypatch: pytest.MonkeyPatch, ratio: float, full: bool = True) -> list[dict[str, Any]]:
+    """Processes that answer at once: of the second model, inference takes 1 ms, of the first so many times as long,
+    alternately a little more and less. Gives the settings that they got."""
+    got: list[dict[str, Any]] = []
+
+    def answer(module: str, settings: dict[str, Any], remedy: str) -> dict[str, Any]:
+        got.append(settings)
+        first, second = settings["models"]
+        factor = ratio * (1.05 if len(got) % 2 else 1 / 1.05)
+        times = {first: [round(1e6 * factor)] * settings["runs"], second: [1_000_000] * settings["runs"]}
+        return {"times_ns": times, "full": full, "measured_s": 0.01, "peak_memory_mb": 50.0, "processor_s": 0.01}
+
+    monkeypatch.setattr("benchmarks.compare.run_child", answer)
+    return got
+
+
+def test_what_every_process_gets(files, monkeypatch):
+    got = answered(monkeypatch, 2.0)
+    settings = {**QUICK, "runs": 13, "min_secs": 3.0, "warmup_secs": 0.6}
+    compare([Path(name) for name in files], **settings, seed=4)
+    assert len(got) == 6
+    assert {(one["runs"], one["min_secs"], round(one["warmup_secs"], 9)) for one in got} == {(3, 0.5, 0.1)}
+    assert [one["seed"] for one in got] == [4_000_000 + number for number in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict", "stopped_by"), [(1.5, "met", "decided"), (2.5, "missed", "decided"), (2.0, "undecided", "max_secs")]
+)
+def test_limits_are_decided_by_the_interval(files, monkeypatch, limit, verdict, stopped_by):
+    got = answered(monkeypatch, 2.0)
+    settings = {**QUICK, "max_secs": 2.0}
+    result = compare([Path(name) for name in files], **settings, fail_below=limit)
     (row,) = result["gate"]
-    # A copy may, with a chance of 5 %, be told from its original; then it was decided earlier.
-    assert (row["verdict"], result["stopped_by"]) in (
-        ("undecided", "max_secs"),
-        ("met", "decided"),
-        ("missed", "decided"),
-    )
-    assert row["confidence"] >= 1 - 0.05 / 2
+    assert (row["verdict"], result["stopped_by"]) == (verdict, stopped_by)
+    assert row["confidence"] == pytest.approx(1 - 0.05 / (result["looks"] * (result["looks"] + 1)))
+    if verdict == "undecided":
+        # At first 6 processes, then ceil of 1.5 times as many, until two seconds have passed.
+        assert result["looks"] > 1 and len(got) == len(result["rounds_of_processes"]) > 6
+    else:
+        assert (result["looks"], len(got)) == (1, 6)
+
+
+def test_rounds_that_end_early_are_said(files, monkeypatch):
+    answered(monkeypatch, 2.0, full=False)
+    result = compare([Path(name) for name in files], **QUICK)
+    assert (result["stopped_by"], len(result["rounds_of_processes"])) == ("max_secs", 6)
+    result = compare([Path(name) for name in files], **QUICK, fail_below=2.0)
+    assert (result["stopped_by"], result["gate"][0]["verdict"], result["looks"]) == ("max_secs", "undecided", 1)
 
 
 def test_a_budget_of_all_measures(files, tmp_path, capsys):
@@ -134,20 +171,17 @@ def test_a_process_that_dies_is_one_sentence(files, monkeypatch):
         compare([Path(name) for name in files], **QUICK)
 
 
-def test_the_process_looks_at_growing_numbers_of_rounds(files, monkeypatch):
-    looked = []
-
-    def undecided(limits, times, other, look, seed):
-        looked.append((look, len(next(iter(times.values())))))
-        return [{"verdict": "undecided" if len(looked) < 4 else "met"}]
-
-    monkeypatch.setattr(compare_child, "judged", undecided)
-    settings = {"backend": "cpu", "threads": 1, "seed": 0, "cores": [], "models": list(files), **QUICK}
-    found = compare_child.measure(settings | {"limits": [[files[1], "speedup", 1.0]]}, lambda value: None)
-    # ceil of 1.5 times as many: 3, 5, 8, 12.
-    assert looked == [(1, 3), (2, 5), (3, 8), (4, 12)]
-    assert (found["stopped_by"], found["looks"]) == ("decided", 4)
-    assert {len(times) for times in found["times_ns"].values()} == {12}
+def test_a_process_opens_its_models_in_a_drawn_order(files, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        compare_child, "inference", lambda name, *_, **settings: opened.append(name) or (lambda: time.sleep(1e-4))
+    )
+    settings = {"backend": "cpu", "threads": 1, "cores": [], "models": list(files), **QUICK}
+    for seed in range(20):
+        found = compare_child.measure(settings | {"seed": seed}, lambda value: None)
+        assert found["full"] and {len(times) for times in found["times_ns"].values()} == {12}
+    # That one file comes first in all 20 has a chance of 2 in a million, and the seeds are fixed.
+    assert set(opened[::2]) == set(files)
 
 
 def test_gate_error_is_no_input_error():
