@@ -234,8 +234,8 @@ def compare(
     """Times several .tflite in alternation, and compares each with the first.
 
     In six fresh processes, each round runs every model once, in an order drawn anew. The speed-up is the median over
-    all rounds of the ratio of two times; from and to are its 95 % interval. Limits of runs and seconds are of all processes
-    together, without their start.
+    all rounds of the ratio of two times; from and to are its 95 % interval. Limits of runs and seconds are of all
+    processes together, without their start.
 
     A limit is judged by the interval: met where all of it keeps the limit, missed where no part does. Where the limit
     lies within, more processes are measured until it is decided; at --max-secs an undecided limit counts as not met.

@@ -109,8 +109,8 @@ def compare_text(result: dict[str, Any]) -> str:
     settings, first = result["settings"], result["models"][0]["model"]
     how = (
         f"{result['rounds']} rounds in {len(result['rounds_of_processes'])} processes and "
-        f"{result['measured_s']:.1f} s, ended by {result['stopped_by']}; {settings['backend']}, {_threads(settings['threads'])}; "
-        f"from and to: 95 % interval of the speed-up over\n{first}"
+        f"{result['measured_s']:.1f} s, ended by {result['stopped_by']}; {settings['backend']}, "
+        f"{_threads(settings['threads'])}; from and to: 95 % interval of the speed-up over\n{first}"
     )
     gate = ["\n".join(map(limit_text, result["gate"]))] if result["gate"] else []
     return "\n\n".join(
