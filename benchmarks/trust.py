@@ -1,6 +1,6 @@
 """Shows that the figures of `bench latency` and `bench compare` can be trusted on this machine.
 
-    python -m benchmarks.trust NET.tflite --repeats 20 --pairs 10
+    python -m benchmarks.trust NET.tflite --repeats 20 --pairs 20
 
 First, each file is compared with a copy of itself, again and again: the 95 % interval of the speed-up must hold 1 in
 all but one of 20 repetitions. (Of intervals that are exactly right 19 of 20 hold 1 in three of four such trials; ours
@@ -137,7 +137,7 @@ def as_text(found: dict[str, Any]) -> str:
 @click.command(no_args_is_help=True, epilog="Example: python -m benchmarks.trust yolo_float32.tflite yolo_int8.tflite")
 @click.argument("models", metavar="M.tflite ...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--repeats", type=click.IntRange(0), default=20, show_default=True, help="Comparisons with itself.")
-@click.option("--pairs", type=click.IntRange(0), default=10, show_default=True, help="Turns with LiteRT's benchmark.")
+@click.option("--pairs", type=click.IntRange(0), default=20, show_default=True, help="Turns with LiteRT's benchmark.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Of each interpreter.")
 @click.option("--min-secs", type=click.FloatRange(0), default=2.0, show_default=True, help="Of each comparison.")
 @click.option("--runs", type=click.IntRange(1), default=100, show_default=True, help="Of each turn.")

@@ -47,7 +47,7 @@ def test_what_is_shown_and_what_is_not(model, tmp_path, monkeypatch, capsys, out
     shown = capsys.readouterr()
     assert words in shown.err and f"{20 - outside} of 20" in shown.out
     found = json.loads(result.read_text())["models"][str(model)]
-    assert len(found["itself"]) == 20 and len(found["theirs"]) == 10
+    assert len(found["itself"]) == 20 and len(found["theirs"]) == 20
 
 
 def test_their_benchmark_is_read_and_its_absence_said(model, monkeypatch):
