@@ -21,7 +21,8 @@ from typing import Any
 
 import click
 
-from benchmarks.alternate import alternate, ratio_interval
+from benchmarks.alternate import alternate
+from benchmarks.bootstrap import ratio_interval
 from benchmarks.environment import environment
 from benchmarks.evidence import slimdet
 from deploy.command_line import debug_option, run, write_atomically, write_json
@@ -264,7 +265,7 @@ def _reference_lines(found: Mapping[str, Any]) -> list[str]:
         "YOLOv4 on EfficientNet-B1, 512x512, 20 classes, seeded random weights, v as in the published ranks. Seconds",
         "and memory: the whole `slimdet build` up to the packaged files, that of the original network among them,",
         "without the benchmark. Times faster: XNNPACK, one thread, original and both forms in one alternating run,",
-        "ratio of medians with its 95 % interval.",
+        "median of the rounds' ratios with its 95 % interval.",
         "",
         "| recipe | trainable M (published) | MFLOPs (published) | times faster (published) | seconds | memory MB |",
         "|---|---|---|---|---|---|",

@@ -24,11 +24,11 @@ def environment(root: Path = Path("/")) -> dict[str, Any]:
     return {
         "cpu": _cpu_name(root),
         "cores": os.cpu_count() or UNAVAILABLE,
-        "usable_cores": _usable_cores(),
+        "usable_cores": len(usable_cores()) or UNAVAILABLE,
         "memory_mb": _memory_mb(root),
-        "governor": _line(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or UNAVAILABLE,
-        "frequency_mhz": _number(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", 1000),
-        "temperature_c": _temperature(root),
+        "governor": line_of(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or UNAVAILABLE,
+        "frequency_mhz": number_in(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", 1000),
+        "temperature_c": temperature(root),
         "load_average": load_average() or UNAVAILABLE,
         "system": platform.system() or UNAVAILABLE,
         "kernel": platform.release() or UNAVAILABLE,
@@ -49,7 +49,7 @@ def load_average() -> list[float] | None:
 def _cpu_name(root: Path) -> str:
     """From /proc/cpuinfo (x86 has "model name", Raspberry Pi "Model"), the device tree, or the platform."""
     found = _fields(root / "proc/cpuinfo")
-    tree = _line(root / "proc/device-tree/model").strip("\0")
+    tree = line_of(root / "proc/device-tree/model").strip("\0")
     return found.get("model name") or found.get("Model") or tree or platform.processor() or UNAVAILABLE
 
 
@@ -58,20 +58,22 @@ def _memory_mb(root: Path) -> int | str:
     return int(kilobytes) // 1024 if kilobytes.isdigit() else UNAVAILABLE
 
 
-def _usable_cores() -> int | str:
+def usable_cores() -> list[int]:
+    """The numbers of the cores that this process may use, as far as the system tells."""
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    return len(affinity(0)) if affinity else UNAVAILABLE
+    return sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 0))
 
 
-def _temperature(root: Path) -> float | str:
+def temperature(root: Path) -> float | str:
     """Degrees Celsius of the hottest thermal zone."""
     zones = sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))
-    degrees = [value for value in (_number(zone, 1000) for zone in zones) if not isinstance(value, str)]
+    degrees = [value for value in (number_in(zone, 1000) for zone in zones) if not isinstance(value, str)]
     return max(degrees, default=UNAVAILABLE)
 
 
-def _number(path: Path, divisor: int) -> float | str:
-    text = _line(path)
+def number_in(path: Path, divisor: int) -> float | str:
+    """The whole number on the file's first line over the divisor, or "unavailable"."""
+    text = line_of(path)
     return int(text) / divisor if text.removeprefix("-").isdigit() else UNAVAILABLE
 
 
@@ -84,7 +86,7 @@ def _fields(path: Path) -> dict[str, str]:
     return fields
 
 
-def _line(path: Path) -> str:
+def line_of(path: Path) -> str:
     """The file's first line, "" where it cannot be read."""
     return (_text(path).splitlines() or [""])[0].strip()
 

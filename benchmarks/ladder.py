@@ -18,7 +18,8 @@ from typing import Any
 
 import click
 
-from benchmarks.alternate import alternate, ratio_interval
+from benchmarks.alternate import alternate
+from benchmarks.bootstrap import ratio_interval
 from benchmarks.environment import environment
 from benchmarks.evidence import slimdet
 from deploy.command_line import debug_option, run, write_atomically, write_json
@@ -93,8 +94,9 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         "",
         "mAP@0.5 in percent on 991 pictures of VOC2007 test (every fifth), darknet protocol, input stretched. No",
         "training; 64 trainval pictures fix the int8 ranges, 136 others say what int8_mixed loses (0.5 allowed).",
-        "Times: XNNPACK, one thread, all files of a network in one alternating run; faster than float32 by ratio of",
-        "medians with its 95 % interval. *TFLiteConverter*: its own int8 on the same float graph and pictures.",
+        "Times: XNNPACK, one thread, all files of a network in one alternating run; faster than float32 by the",
+        "median of the rounds' ratios with its 95 % interval. *TFLiteConverter*: its own int8 on the same float graph",
+        "and pictures.",
     ]
     for name, rungs in found["networks"].items():
         lines += ["", f"## {name}", "", "| file | MB | mAP | ms | times faster |", "|---|---|---|---|---|"]

@@ -17,7 +17,8 @@ from typing import Any
 
 import click
 
-from benchmarks.alternate import alternate, ratio_interval
+from benchmarks.alternate import alternate
+from benchmarks.bootstrap import ratio_interval
 from benchmarks.environment import environment
 from benchmarks.evidence import slimdet
 from deploy.command_line import debug_option, run, write_atomically, write_json

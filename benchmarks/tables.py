@@ -109,26 +109,120 @@ def _accuracy_notes(result: dict[str, Any]) -> list[str]:
     return ["\n".join(notes)] if notes else []
 
 
+#: Kinds of operations that a reader is shown, the longest first; the JSON has all.
+_OPS_SHOWN = 10
+
+
 def latency_text(result: dict[str, Any]) -> str:
     """The result of `measure_latency` for a reader."""
     names = ("p50", "p90", "p95", "p99", "min", "max", "mean", "std")
     rows = [(part, *(f"{times[f'{name}_ms']:.3f}" for name in names)) for part, times in result["parts"].items()]
     memory = result["peak_memory_mb"]
+    cold = ", ".join(f"{name.removesuffix('_ms')} {took:.0f}" for name, took in result["cold_start"].items())
     once = [
+        ("p50 is within", f"{_interval(result['intervals']['p50_ms'])} ms, 95 %"),
+        ("p95 is within", f"{_interval(result['intervals']['p95_ms'])} ms, 95 %"),
         ("load", f"{result['load_ms']:.2f} ms"),
         ("allocate", f"{result['allocate_ms']:.2f} ms"),
         ("first invoke", f"{result['first_ms']:.2f} ms"),
+        ("cold start", f"{result['cold_start_ms']:.0f} ms ({cold})"),
         ("processor time", f"{result['cpu_ms']:.2f} ms an invoke"),
         ("peak memory", memory if isinstance(memory, str) else f"{memory:.0f} MB"),
         ("delegated", _delegated_words(result)),
         ("runs", f"{result['runs']} in {result['measured_s']:.2f} s, after {result['warmup_runs']} to warm up"),
-        ("backend", f"{result['backend']}, {result['threads']} thread{'s' * (result['threads'] > 1)}"),
-        ("machine", f"{result['environment']['cpu']}, {result['environment']['cores']} cores"),
+        ("ended by", result["stopped_by"]),
+        ("backend", f"{result['backend']}, {_threads(result['threads'])}"),
+        *_machine(result, result["pinned_cores"]),
     ]
-    warnings = [f"warning: {text}" for text in result["warnings"]]
-    return "\n\n".join(
-        [table(("ms", *names), rows), table(("", ""), once), *(["\n".join(warnings)] if warnings else [])]
+    profile = [_profile_text(result["profile"])] if "profile" in result else []
+    return "\n\n".join([table(("ms", *names), rows), table(("", ""), once), *profile, *_warned(result)])
+
+
+def sweep_text(results: Sequence[dict[str, Any]]) -> str:
+    """Results of `measure_latency` with several numbers of threads for a reader."""
+    rows = []
+    for result in results:
+        low, high = result["intervals"]["p50_ms"]
+        figures = [result["p50_ms"], low, high, result["p95_ms"], result["cpu_ms"], result["cold_start_ms"]]
+        numbers = [f"{figure:.3f}" for figure in figures]
+        rows.append((str(result["threads"]), *numbers, _number(result["peak_memory_mb"])))
+    head = ("threads", "p50 ms", "from", "to", "p95 ms", "processor ms", "cold start ms", "peak MB")
+    profiles = [
+        f"{_threads(result['threads'])}:\n{_profile_text(result['profile'])}"
+        for result in results
+        if "profile" in result
+    ]
+    warned = [f"{_threads(result['threads'])}:\n{text}" for result in results for text in _warned(result)]
+    note = "from and to: 95 % interval of the median; one fresh process for each line, one after the other"
+    return "\n\n".join([table(head, rows), note, *profiles, *warned])
+
+
+def compare_text(result: dict[str, Any]) -> str:
+    """The result of `compare` for a reader."""
+    from benchmarks.budget import limit_text
+
+    rows = []
+    for row in result["models"]:
+        numbers = (row["p50_ms"], row["speedup"], *row["speedup_interval"])
+        rows.append((row["model"], *(f"{figure:.3f}" for figure in numbers)))
+    settings, first = result["settings"], result["models"][0]["model"]
+    how = (
+        f"{result['rounds']} rounds in {len(result['rounds_of_processes'])} processes and "
+        f"{result['measured_s']:.1f} s, ended by {result['stopped_by']}; {settings['backend']}, "
+        f"{_threads(settings['threads'])}; from and to: 95 % interval of the speed-up over\n{first}"
     )
+    gate = ["\n".join(map(limit_text, result["gate"]))] if result["gate"] else []
+    return "\n\n".join(
+        [table(("model", "p50 ms", "speed-up", "from", "to"), rows), how, *gate, *_warned(result)]
+    )
+
+
+def _machine(result: dict[str, Any], pinned: Any) -> list[tuple[str, str]]:
+    """What is known of the machine, and what it does not tell."""
+    governors = result["machine"]["before"]["governors"]
+    throttled = result["machine"]["change"]["throttled"]
+    return [
+        ("machine", f"{result['environment']['cpu']}, {result['environment']['cores']} cores"),
+        ("pinned", pinned if isinstance(pinned, str) else f"to cores {', '.join(map(str, pinned))}"),
+        ("governor", governors if isinstance(governors, str) else ", ".join(governors)),
+        ("clock", _before_and_after(result, "frequency_mhz", "MHz")),
+        ("temperature", _before_and_after(result, "temperature_c", "°C")),
+        ("throttled", throttled if isinstance(throttled, str) else f"{throttled} times"),
+        ("others used", f"{_number(result['machine']['change']['others_cores'], 2)} cores meanwhile"),
+    ]
+
+
+def _before_and_after(result: dict[str, Any], key: str, unit: str) -> str:
+    first, last = result["machine"]["before"][key], result["machine"]["after"][key]
+    return first if isinstance(first, str) else f"{first:.0f} {unit} before, {_number(last)} after"
+
+
+def _profile_text(profile: dict[str, Any] | str) -> str:
+    if isinstance(profile, str):
+        return f"operations {profile}"
+    rows = [
+        (kind["op"], kind["where"], str(kind["count"]), f"{kind['ms']:.3f}", f"{100 * kind['share']:.1f}")
+        for kind in profile["ops"][:_OPS_SHOWN]
+    ]
+    left = len(profile["ops"]) - len(rows)
+    text = table(("operation", "where", "count", "ms", "%"), rows)
+    return text + (f"\n… and {left} kinds more" if left > 0 else "")
+
+
+def _warned(result: dict[str, Any]) -> list[str]:
+    return ["\n".join(f"warning: {text}" for text in result["warnings"])] if result["warnings"] else []
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' * (number > 1)}"
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def _number(value: float | str, digits: int = 0) -> str:
+    return value if isinstance(value, str) else f"{value:.{digits}f}"
 
 
 def _delegated_words(result: dict[str, Any]) -> str:

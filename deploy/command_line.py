@@ -1,6 +1,7 @@
 """What all commands share: exit codes, --debug, --json, and one sentence instead of a traceback.
 
-Exit code 0 means success, 2 wrong use (click's own), 1 everything else that a user can cause.
+Exit code 0 means success, 2 wrong use (click's own), 3 a measured figure that misses its limit, 1 everything else that
+a user can cause.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import click
 
 from deploy.chatter import silence_stderr
-from deploy.errors import InputError, SlimdetError
+from deploy.errors import GateError, InputError, SlimdetError
 
 #: Where --debug, given to any command, is kept in the root context for the outermost handler.
 _DEBUG_KEY = "slimdet.debug"
@@ -120,7 +121,7 @@ def run(command: click.Command, name: str) -> None:
 
 
 def exit_code(command: click.Command, name: str, arguments: list[str]) -> int:
-    """Runs a click command and returns 0, 1 or 2; an error has been printed to standard error in one line."""
+    """Runs a click command and returns 0, 1, 2 or 3; an error has been printed to standard error in one line."""
     context: click.Context | None = None
     cause: BaseException
     try:
@@ -148,4 +149,4 @@ def exit_code(command: click.Command, name: str, arguments: list[str]) -> int:
     if context is not None and context.meta.get(_DEBUG_KEY):
         traceback.print_exception(cause)
     click.echo(f"slimdet: error: {' '.join(sentence.split())}", err=True)
-    return 1
+    return 3 if isinstance(cause, GateError) else 1

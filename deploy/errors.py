@@ -1,7 +1,7 @@
 """The errors that a user can cause, all in one tree.
 
 Each message is one line that states the law, what came, what was expected and what to do. The command line prints it
-without a traceback and ends with exit code 1.
+without a traceback and ends with exit code 1, for GateError with 3.
 
     SlimdetError
     ├── InputError        a file, picture, stream or setting that came from outside cannot be used
@@ -9,7 +9,8 @@ without a traceback and ends with exit code 1.
     ├── BackendError      the interpreter or delegate that was asked for is not to be had
     ├── GraphError        a graph that cannot be built, read or changed as asked
     ├── ConversionError   the converter or the quantizer refused, or died
-    └── VerificationError the .tflite does not compute what the model computes
+    ├── VerificationError the .tflite does not compute what the model computes
+    └── GateError         a figure that was measured misses the limit that was set for it
 """
 
 
@@ -39,3 +40,7 @@ class ConversionError(SlimdetError):
 
 class VerificationError(SlimdetError):
     """The .tflite differs from the model it was made of by more than its bound."""
+
+
+class GateError(SlimdetError):
+    """A figure that was measured misses the limit that was set for it, or cannot be told from it."""

@@ -126,6 +126,35 @@ def test_benchmark_models_names_are_known_too(toy, capsys):
     )
     value = json.loads(capsys.readouterr().out)
     assert (value["runs"], value["warmup_runs"]) == (4, 2)
+    arguments = ["--num_runs", "4", "--num_threads", "1", "--min_secs", "0", "--max_secs", "9", "--warmup_runs", "2"]
+    assert run("latency", toy, *arguments, "--warmup_min_secs", "0", "--json", "-", "--enable_op_profiling") == 0
+    value = json.loads(capsys.readouterr().out)
+    assert (value["runs"], value["warmup_runs"]) == (4, 2) and "profile" in value
+
+
+def test_several_numbers_of_threads_are_one_table(toy, capsys, tmp_path):
+    target = tmp_path / "sweep.json"
+    assert run("latency", toy, *QUICK, "--threads", "2,1", "--json", str(target)) == 0
+    head, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert head.startswith("threads  p50 ms") and [first.split()[0], second.split()[0]] == ["2", "1"]
+    value = json.loads(target.read_text())
+    assert (value["schema"], value["threads"]) == ("slimdet.latency-sweep/1", [2, 1])
+    assert [result["threads"] for result in value["results"]] == [2, 1]
+    assert {result["schema"] for result in value["results"]} == {"slimdet.latency/1"}
+
+
+def test_an_interval_that_is_wanted_narrow(toy, capsys):
+    assert run("latency", toy, *QUICK, "--until-within", "99%", "--json", "-") == 0
+    value = json.loads(capsys.readouterr().out)
+    # A microsecond's work: within 99 % sooner or later, in nine seconds.
+    assert (value["stopped_by"], value["until_within"]) == ("until_within", 0.99) and value["looks"] >= 1
+    assert run("latency", toy, *QUICK, "--until-within", "0.0001%", "--max-secs", "0.2") == 0
+    assert "and the interval is wider than 0.0001 %" in capsys.readouterr().out
+
+
+def test_a_profile_is_shown(toy, capsys):
+    assert run("latency", toy, *QUICK, "--profile", "--backend", "cpu-reference") == 0
+    assert "operations unavailable: operations are timed on cpu, cpu-builtin" in capsys.readouterr().out
 
 
 def test_accuracy_on_two_backends_shows_classes_causes_drift_and_worst_pictures(tmp_path, toy, capsys):
@@ -171,6 +200,14 @@ def test_report_of_what_the_commands_wrote(tmp_path, toy, capsys):
         ["report", "R"],
         ["latency"],
         ["latency", "M", "--threads", "0"],
+        ["latency", "M", "--threads", "1,1"],
+        ["latency", "M", "--threads", "1,"],
+        ["latency", "M", "--threads", "257"],
+        ["latency", "M", "--until-within", "0"],
+        ["latency", "M", "--until-within", "nan"],
+        ["latency", "M", "--until-within", "100%"],
+        ["latency", "M", "--seed", "-1"],
+        ["compare"],
         ["latency", "M", "--runs", "0"],
         ["latency", "M", "--min-secs", "nan"],
         ["latency", "M", "--json"],
@@ -215,7 +252,7 @@ def test_an_older_result_stays_when_the_run_fails(tmp_path, toy):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-@pytest.mark.parametrize("command", ["accuracy", "latency", "report"])
+@pytest.mark.parametrize("command", ["accuracy", "latency", "compare", "report"])
 def test_help_has_an_example(command):
     shown = CliRunner().invoke(cli.bench, [command, "--help"])
     assert shown.exit_code == 0
@@ -229,7 +266,7 @@ def test_the_commands_name_every_protocol():
 def test_help_loads_neither_numpy_nor_the_interpreter():
     code = (
         "import sys; from benchmarks.cli import main; from deploy.command_line import exit_code; "
-        "exit_code(main, 'bench', ['accuracy', '--help']); "
+        "[exit_code(main, 'bench', [name, '--help']) for name in ('accuracy', 'latency', 'compare')]; "
         "sys.exit(sorted({'numpy', 'cv2', 'ai_edge_litert', 'tensorflow'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -241,40 +278,6 @@ def test_python_m_benchmarks(toy):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["backend"] == "cpu"
-
-
-class Clock:
-    """Stands in for the module time."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-def test_progress_is_told_after_two_seconds_with_the_time_left(monkeypatch, capsys):
-    clock = Clock()
-    monkeypatch.setattr(cli, "time", clock)
-    clock.now = 100.0
-    tell = cli.progress("pictures")
-    for second, done in ((1, 5), (3, 15), (4, 20), (14, 70), (20, 100)):
-        clock.now = 100.0 + second
-        tell(done, 100)
-    # 5 pictures a second: 85 left take 17 s, 30 take 6. Not told: the first second, one second after, the end.
-    assert capsys.readouterr().err == "15 of 100 pictures, 0:17 left\n70 of 100 pictures, 0:06 left\n"
-
-
-def test_progress_on_a_terminal_stays_in_one_line_and_goes(monkeypatch, capsys):
-    clock = Clock()
-    monkeypatch.setattr(cli, "time", clock)
-    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True)
-    clock.now = 100.0
-    tell = cli.progress("runs")
-    for second, done in ((3, 15), (4, 20), (20, 100)):
-        clock.now = 100.0 + second
-        tell(done, 100)
-    shown = capsys.readouterr().err
-    assert shown == "\r\033[K15 of 100 runs, 0:17 left\r\033[K20 of 100 runs, 0:16 left\r\033[K"
 
 
 def test_table_aligns_numbers_to_the_right():
