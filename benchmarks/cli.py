@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from benchmarks.device_command import with_devices
+from benchmarks.device_table import devices_text
 from benchmarks.tables import accuracy_text, latency_text
 from deploy.command_line import debug_option, json_option, write_json
 
@@ -235,9 +237,11 @@ def latency(
         write_json(json_file, result)
 
 
-# `python -m benchmarks accuracy …` is short for `python -m benchmarks bench accuracy …`.
-main.add_command(accuracy)
-main.add_command(latency)
+# `python -m benchmarks accuracy …` is short for `python -m benchmarks bench accuracy …`; both run on devices too.
+for _command in (accuracy, latency):
+    _on_devices = with_devices(_command, "benchmarks", devices_text)
+    bench.add_command(_on_devices)
+    main.add_command(_on_devices)
 
 
 def _silence_opencv() -> None:
