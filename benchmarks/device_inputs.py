@@ -98,7 +98,8 @@ def _yolo_notes(folder: Path, split: str | None) -> list[Path]:
     lists = [folder / "classes.txt", *sorted(folder.glob("*.names"))]
     if split is not None:
         lists.append(folder / f"{split}.txt")
-    return lists + [label for _, label in pictures_and_labels(folder, split)]
+    # Pictures too, since one whose label is wrong is no picture of the data set, and is told there as it would be here.
+    return lists + [path for pair in pictures_and_labels(folder, split) for path in pair]
 
 
 #: By the name of the option or argument: what it names. What names a path and stands neither here nor among the results

@@ -54,15 +54,18 @@ def make_ready(link: Link) -> Ready:
 
     Raises DeviceError where the device lacks something, and as Link does.
     """
+    named = link.ready_python
+    if named is not None and "/" in named and not named.startswith("/"):
+        raise DeviceError(f"--device-python is an absolute path or a plain name: it is {named!r}; write it from / on")
     found = link.ask("probe", {"modules": MODULES})
     link.folder = found["folder"]
     name = link.device.name
     check_machine(name, found, link.ready_python)
+    package = _package(link)
+    if link.ready_python is not None:  # it may be a script that sets paths, so what it runs is not asked
+        return Ready(link.folder, link.ready_python, package)
     # A name such as "python3" may mean another interpreter in another place.
     link.python = found["executable"] or link.python
-    package = _package(link)
-    if link.ready_python is not None:
-        return Ready(link.folder, link.python, package)
     return Ready(link.folder, _environment(link, found), package)
 
 

@@ -63,9 +63,10 @@ def run_task(
             return _on_android(device, task, settings, interruptible)
         out = click.echo if live else None
         if device.kind == "ssh":
-            link = Link(device, settings.device_python, settings.device_folder or "", settings.ssh_config, tell)
-            interruptible(link.interrupt)
-            done = ssh_device.run_on(link, task.words, results, out)
+            folder = settings.device_folder or ""
+            with Link(device, settings.device_python, folder, settings.ssh_config, tell) as link:
+                interruptible(link.interrupt)
+                done = ssh_device.run_on(link, task.words, results, out)
         else:
             done = _here(task, results, tell, interruptible, out)
         result = None

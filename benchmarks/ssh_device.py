@@ -172,6 +172,7 @@ class _Listener:
         self._rest = {"stdout": "", "stderr": ""}
         self._kept: list[str] = []
         self._error: str | None = None
+        self._last = ""
 
     def hear(self, name: str, text: str) -> None:
         *lines, self._rest[name] = (self._rest[name] + text).split("\n")
@@ -189,10 +190,12 @@ class _Listener:
         if line.startswith((_ERROR, "Error: ")):
             self._error = line
         elif line.strip():
+            self._last = line
             self._link.tell(printable(line))
 
     def finished(self) -> tuple[str, str]:
         for name, rest in self._rest.items():
             if rest:
                 self._line(name, rest)
-        return "\n".join(self._kept), printable((self._error or "").removeprefix(_ERROR).removeprefix("Error: "))
+        error = (self._error or self._last).strip().removeprefix(_ERROR).removeprefix("Error: ")
+        return "\n".join(self._kept), printable(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -27,6 +28,10 @@ T = TypeVar("T")
 #: Seconds: for a connection to come about; between signs of life, three of which may be missing; that a lost connection
 #: may stay lost; between attempts, at first and at most.
 CONNECT_SECONDS, ALIVE_SECONDS, PATIENCE_SECONDS = 15, 5, 900.0
+#: The connection that all requests share ends by itself after so many seconds without one, should this program die.
+IDLE_SECONDS = 60
+#: Longest path of a socket that every system takes, less what ssh adds while it makes it.
+_SOCKET_LENGTH = 80
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 #: Bytes that a login shell may say before the agent speaks.
 _PROLOGUE_LIMIT = 1 << 16
@@ -67,6 +72,22 @@ class Link:
         self._patience = PATIENCE_SECONDS
         self._interrupted = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        # Requests share one connection, whose making costs a small board a second.
+        self._sockets = tempfile.TemporaryDirectory(prefix="slimdet-ssh-") if os.name == "posix" else None
+        self._socket = f"{self._sockets.name}/s" if self._sockets else ""
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the shared connection."""
+        if self._sockets is None:
+            return
+        if os.path.exists(self._socket):
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                end = [*self._program(), "-O", "exit", "--", self.device.address]
+                subprocess.run(end, stdin=subprocess.DEVNULL, capture_output=True, timeout=5, start_new_session=True)
+        self._sockets.cleanup()
 
     def interrupt(self) -> None:
         """Makes whatever another thread waits for here raise Interrupted."""
@@ -81,17 +102,23 @@ class Link:
 
     def command(self, verb: str, job: str = "") -> list[str]:
         """The argument list of ssh. What the device's shell reads of it is quoted."""
-        text = agent_text()
-        program = f"import sys;sys.path=[p for p in sys.path if p];exec(sys.stdin.buffer.read({len(text)}))"
+        program = f"import sys;sys.path=[p for p in sys.path if p];exec(sys.stdin.buffer.read({len(agent_text())}))"
         remote = ["exec", self.python, "-c", program, self.folder, verb, *([job] if job else [])]
+        text = " ".join(word if word == "exec" else shlex.quote(word) for word in remote)
+        return [*self._program(), "--", self.device.address, text]
+
+    def _program(self) -> list[str]:
+        share = ["ControlMaster=auto", f"ControlPersist={IDLE_SECONDS}", f"ControlPath={self._socket}"]
+        settings = [
+            "BatchMode=yes", f"ConnectTimeout={CONNECT_SECONDS}", f"ServerAliveInterval={ALIVE_SECONDS}",
+            "ServerAliveCountMax=3", *(share if 0 < len(self._socket) <= _SOCKET_LENGTH else []),
+        ]  # fmt: skip
         return [
             "ssh",
             *(["-F", str(self.config)] if self.config else []),
-            *("-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"),
-            *("-o", f"ServerAliveInterval={ALIVE_SECONDS}", "-o", "ServerAliveCountMax=3"),
+            "-T",
+            *(word for setting in settings for word in ("-o", setting)),
             *(["-p", str(self.device.port)] if self.device.port else []),
-            *("--", self.device.address),
-            " ".join(word if word == "exec" else shlex.quote(word) for word in remote),
         ]
 
     def ask(

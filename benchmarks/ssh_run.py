@@ -66,8 +66,8 @@ def _send(
 def run_job(link: Link, job: str, request: Mapping[str, Any], hear: Callable[[str, str], None]) -> int:
     """Runs the commands of the request there and returns the last one's exit code, negative for a signal.
 
-    Where a run of that name is there already, this goes on with it; one that had failed or died is begun anew. hear is given
-    "stdout" or "stderr" and what came. Raises DeviceError where the run died without an exit code.
+    Where a run of that name is there already, this goes on with it; one that had failed or died is begun anew. hear is
+    given "stdout" or "stderr" and what came. Raises DeviceError where the run died without an exit code.
     """
     begun = link.persistently(lambda: link.ask("start", request, job))
     if not begun["started"]:
