@@ -21,8 +21,8 @@ from typing import Any
 
 import benchmarks
 import deploy
-from benchmarks.ssh_link import Link, printable
-from benchmarks.ssh_run import push, run_job, sha256_of
+from benchmarks.ssh_link import Interrupted, Link, printable
+from benchmarks.ssh_run import end_job, push, run_job, sha256_of
 from deploy.errors import DeviceError
 
 #: The oldest Python that the package runs on: setup.cfg's python_requires.
@@ -183,7 +183,11 @@ def _job(link: Link, job: str, steps: list[list[str]]) -> tuple[int, str]:
             if line.startswith(("Collecting", "Downloading", "Installing", "Processing")):
                 link.tell(printable(line)[:100])
 
-    code = run_job(link, job, {"links": [], "environment": {"PYTHONUNBUFFERED": "1"}, "commands": steps}, hear)
+    try:
+        code = run_job(link, job, {"links": [], "environment": {"PYTHONUNBUFFERED": "1"}, "commands": steps}, hear)
+    except Interrupted:
+        end_job(link, job)
+        raise
     link.persistently(lambda: link.ask("remove", job=job))
     return code, said[0]
 

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.device_inputs import Input
 from benchmarks.device_install import Ready, make_ready
 from benchmarks.ssh_link import Interrupted, Link, printable
-from benchmarks.ssh_run import fetch, push, run_job, sha256_of
+from benchmarks.ssh_run import end_job, fetch, push, run_job, sha256_of
 from deploy.errors import DeviceError
 
 #: Largest result in JSON, in bytes.
@@ -97,7 +97,7 @@ def run_on(link: Link, words: Words, results: Path, out: Callable[[str], None] |
         code = run_job(link, job, request, listener.hear)
         fetch(link, job, results)
     except Interrupted:
-        _end(link, job, results)
+        end_job(link, job, results)
         raise
     link.persistently(lambda: link.ask("remove", job=job))
     text, error = listener.finished()
@@ -149,19 +149,6 @@ def _words_there(words: Words, place: str) -> list[str]:
         else:
             found.append(f"{place}/results/{word.name}" if isinstance(word, Result) else word)
     return found
-
-
-def _end(link: Link, job: str, results: Path) -> None:
-    """Ends the run after Ctrl-C, and takes what it has finished. A lost connection leaves it alone, and says so."""
-    link.interrupted_is_over()
-    link.tell("ending the run there")
-    try:
-        link.ask("stop", job=job)
-        fetch(link, job, results)
-        link.ask("remove", job=job)
-    except DeviceError as error:
-        if "its run is gone" not in str(error):
-            link.tell(f"the run there could not be ended in order: {error}")
 
 
 class _Listener:

@@ -129,3 +129,17 @@ def fetch(link: Link, job: str, folder: Path) -> None:
                 raise DeviceError(f"{link.device.name}: {refusal}") from refusal
 
     link.persistently(attempt)
+
+
+def end_job(link: Link, job: str, results: Path | None = None) -> None:
+    """Ends a run after Ctrl-C, and takes what it has finished. A lost connection leaves it alone, and is told."""
+    link.interrupted_is_over()
+    link.tell("ending the run there")
+    try:
+        link.ask("stop", job=job)
+        if results is not None:
+            fetch(link, job, results)
+        link.ask("remove", job=job)
+    except DeviceError as error:
+        if "its run is gone" not in str(error):  # it had not begun
+            link.tell(f"the run there could not be ended in order: {error}")

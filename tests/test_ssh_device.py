@@ -191,14 +191,36 @@ def test_the_command_quotes_what_the_user_named(ssh_server):  # noqa: F811
     assert "'/a b/$(reboot)'" in words[-1] and "'~/x;reboot'" in words[-1]
 
 
-@pytest.mark.slow
-def test_the_first_use_installs_what_is_required(toy, ssh_server, tmp_path, capsys):  # noqa: F811
+@pytest.fixture
+def index(tmp_path) -> None:
+    """Skips where pip has no index."""
     tried = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(tmp_path / "tried"), "click"],
         capture_output=True,
     )  # fmt: skip
     if tried.returncode:
         pytest.skip("no package index is to be had here")
+
+
+@pytest.mark.slow
+def test_a_device_without_an_index_is_given_wheels(toy, index, tmp_path, ssh_server, capsys):  # noqa: F811
+    none = {"PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_CONFIG_FILE": "/dev/null", "PIP_RETRIES": "0"}
+    ssh_server.stop()
+    ssh_server.write_server(**none)
+    ssh_server.start()
+    try:
+        words = options(ssh_server, tmp_path / "device")[:-2]
+        assert run("latency", toy, *QUICK, *words, "--json", tmp_path / "r.json") == 0
+    finally:
+        ssh_server.stop()
+        ssh_server.write_server()
+        ssh_server.start()
+    assert "fetching wheels here" in capsys.readouterr().err
+    assert json.loads((tmp_path / "r.json").read_text())["runs"] == 3
+
+
+@pytest.mark.slow
+def test_the_first_use_installs_what_is_required(toy, index, ssh_server, tmp_path, capsys):  # noqa: F811
     words = options(ssh_server, tmp_path / "device")[:-2]
     assert run("latency", toy, *QUICK, *words, "--json", tmp_path / "r.json") == 0
     assert "first use: installing" in capsys.readouterr().err
