@@ -38,7 +38,7 @@ GREETING = b"slimdet device agent\n"
 #: Bytes that are copied at a time, and that one line of `follow` carries at most.
 BLOCK = 1 << 20
 #: Seconds between two looks at a job, and how long it may take to end once it was asked to.
-LOOK_SECONDS, STOP_SECONDS = 0.5, 10.0
+LOOK_SECONDS, STOP_SECONDS = 0.5, 20.0
 
 
 class Refusal(Exception):

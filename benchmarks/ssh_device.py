@@ -12,6 +12,7 @@ import getpass
 import hashlib
 import json
 import platform
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from deploy.errors import DeviceError
 #: Largest result in JSON, in bytes.
 JSON_LIMIT = 256 << 20
 _ERROR = "slimdet: error: "
+#: Done.code of a run that the user ended.
+INTERRUPTED = -signal.SIGINT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +82,8 @@ def run_on(link: Link, words: Words, results: Path, out: Callable[[str], None] |
     out: takes lines of its standard output as they come; None keeps them for Done.text.
 
     Raises DeviceError where the device cannot be reached, prepared or used; what the command itself failed of is in
-    Done. Raises Interrupted, after the run there has been ended and what it left been fetched, where `link.interrupt`
-    was called.
+    Done. Where `link.interrupt` was called, the run there has been ended, what it left been fetched, and Done.code is
+    INTERRUPTED; Interrupted comes where it had not begun.
     """
     ready = make_ready(link)
     inputs = [word for word in words.words if isinstance(word, Input)]
@@ -98,7 +101,7 @@ def run_on(link: Link, words: Words, results: Path, out: Callable[[str], None] |
         fetch(link, job, results)
     except Interrupted:
         end_job(link, job, results)
-        raise
+        return dataclasses.replace(done, code=INTERRUPTED, error="interrupted")
     link.persistently(lambda: link.ask("remove", job=job))
     text, error = listener.finished()
     return dataclasses.replace(done, code=code, text=text, error=error)

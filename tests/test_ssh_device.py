@@ -136,8 +136,8 @@ def test_a_talkative_login_does_not_disturb(toy, device, ssh_server, tmp_path): 
     assert run("latency", toy, *QUICK, *device[:place], shell, "--json", tmp_path / "r.json") == 0
 
 
-def started(words: list[object], until: Callable[[], bool]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks", *map(str, words)]
+def started(words: list[object], until: Callable[[], bool], module: str = "benchmarks") -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", module, *map(str, words)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(cli.__file__).parents[1]
     )
@@ -180,6 +180,24 @@ def test_ctrl_c_ends_the_run_there(toy, device, ssh_server):  # noqa: F811
     assert "Traceback" not in error and jobs(ssh_server) == []
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_ctrl_c_keeps_what_detect_has_finished(toy, device, ssh_server, tmp_path):  # noqa: F811
+    first = small_set(tmp_path / "data") / "JPEGImages" / "000.png"
+    (tmp_path / "many").mkdir()
+    for index in range(20_000):
+        os.link(first, tmp_path / "many" / f"{index:05d}.png")
+    lines = ssh_server.folder / "device" / "jobs"
+    words = ["detect", toy, "--source", tmp_path / "many", *device, "--jsonl", tmp_path / "r"]
+    process = started(
+        words, lambda: any(path.stat().st_size for path in lines.glob("detect-*/results/.jsonl.*")), "toolchain"
+    )
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1 and error.splitlines()[-1].startswith("slimdet: error: interrupted")
+    found = [json.loads(line) for line in (tmp_path / "r").read_text().splitlines()]
+    assert 0 < len(found) < 20_000
+    assert [one["source"] for one in found] == [f"{tmp_path}/many/{index:05d}.png" for index in range(len(found))]
 
 
 def test_the_command_quotes_what_the_user_named(ssh_server):  # noqa: F811
