@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from benchmarks.device_command import with_devices
+from benchmarks.device_table import devices_text
 from benchmarks.latency_cli import compare, latency
 from benchmarks.options import MODEL, THREADS, number, progress, silence_opencv
 from benchmarks.tables import accuracy_text
@@ -190,10 +192,11 @@ def report(results: tuple[Path, ...], out: Path) -> None:
         click.echo(path)
 
 
-bench.add_command(latency)
 bench.add_command(compare)
-# `python -m benchmarks accuracy …` is short for `python -m benchmarks bench accuracy …`.
-main.add_command(accuracy)
-main.add_command(latency)
+# `python -m benchmarks accuracy …` is short for `python -m benchmarks bench accuracy …`; both run on devices too.
+for _command in (accuracy, latency):
+    _on_devices = with_devices(_command, "benchmarks", devices_text)
+    bench.add_command(_on_devices)
+    main.add_command(_on_devices)
 main.add_command(compare)
 main.add_command(report)

@@ -48,7 +48,7 @@ def read_yolo(folder: Path, split: str | None, names: tuple[str, ...] = ()) -> D
     Raises InputError when the folder has no such layout, the split or the names are missing, a path leads out of the
     folder, or no picture is usable.
     """
-    found = _found(folder, split)
+    found = pictures_and_labels(folder, split)
     names = names or _names(folder)
     pictures: list[Picture] = []
     skipped: list[Skipped] = []
@@ -77,8 +77,11 @@ def read_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _found(folder: Path, split: str | None) -> list[tuple[Path, Path]]:
-    """Each picture and the file of its labels, in the order of the list, or by name."""
+def pictures_and_labels(folder: Path, split: str | None) -> list[tuple[Path, Path]]:
+    """Each picture and the file of its labels, in the order of the list, or by name; either file may be missing.
+
+    Raises InputError where there is no such split, or a path leads out of the folder.
+    """
     listed = _list(folder, split)
     if listed is not None:
         return _listed(folder, listed)

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def refuse_to_overwrite(option: str, destination: str, others: Iterable[str | Pa
             raise InputError(f"{option} {destination} would overwrite {path}; choose another file")
 
 
-def write_json(destination: str, value: Mapping[str, Any]) -> None:
+def write_json(destination: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Writes value as JSON to the file, atomically, or to standard output for `-`.
 
     Raises InputError when the file cannot be written.

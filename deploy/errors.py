@@ -7,6 +7,7 @@ without a traceback and ends with exit code 1, for GateError with 3.
     ├── InputError        a file, picture, stream or setting that came from outside cannot be used
     │   └── ContractError a .tflite whose metadata is missing, or contradicts its tensors
     ├── BackendError      the interpreter or delegate that was asked for is not to be had
+    ├── DeviceError       another machine cannot be reached, prepared or used, or failed
     ├── GraphError        a graph that cannot be built, read or changed as asked
     ├── ConversionError   the converter or the quantizer refused, or died
     ├── VerificationError the .tflite does not compute what the model computes
@@ -28,6 +29,10 @@ class ContractError(InputError):
 
 class BackendError(SlimdetError):
     """The interpreter or delegate that was asked for is not to be had, with the reason."""
+
+
+class DeviceError(SlimdetError):
+    """Another machine cannot be reached, prepared or used, or what ran on it failed."""
 
 
 class GraphError(SlimdetError):

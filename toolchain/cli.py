@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from benchmarks.cli import bench
+from benchmarks.device_command import with_devices
 from deploy.cli import detect
 from deploy.command_line import debug_option, json_option, refuse_to_overwrite, write_atomically, write_json
 from deploy.contract import PRECISIONS
@@ -79,7 +80,7 @@ def slimdet() -> None:
 
 
 slimdet.add_command(bench)
-slimdet.add_command(detect)
+slimdet.add_command(with_devices(detect, "deploy", None))
 
 
 def _show_schema(context: click.Context, _: click.Parameter, value: bool) -> None:
