@@ -133,20 +133,14 @@ def test_more_layers_stay_float_until_the_loss_is_allowed(tmp_path: Path, monkey
     assert {note.partition(":")[0] for note in notes[1:]} <= known
 
 
-def test_the_layers_are_ranked_by_noise_for_their_work() -> None:
+def test_the_layers_are_ranked_by_the_noise_that_they_bring() -> None:
     graph, some = toy_graph(), pictures()[:2]
     ranked = module._ranked(spoilt(), graph, some)
     # Five plain convolutions, a depthwise one, and four roles at two scales.
     assert len(ranked) == 5 + 1 + 4 * 2
     assert ranked[0].names == (NODE,) and ranked[0].noise > 100 * ranked[1].noise
-    shares = [layer.noise / layer.work for layer in ranked]
-    assert shares == sorted(shares, reverse=True) and min(shares) > 0
-    work = {layer.names[0]: layer.work for layer in ranked}
-    # At 8 x 8: 3 * 3 * 32 products and the value itself for each of 32 channels.
-    assert work["conv_2"] == 8 * 8 * 32 * (1 + 3 * 3 * 32)
-    # At 4 x 4 conv_3 writes 48 channels of 32, and at 8 x 8 the resize that goes with it.
-    assert work["conv_3"] == 4 * 4 * 48 * (1 + 32) + 8 * 8 * 48
-    assert work["xy_16"] == 4 * 4 * 4 * (1 + 48)
+    noises = [layer.noise for layer in ranked]
+    assert noises == sorted(noises, reverse=True) and min(noises) > 0
 
 
 def test_nothing_to_measure_on_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,12 +177,11 @@ def test_any_losses_end_in_one_that_is_allowed(losses: list[float], allowed: flo
 
 @given(st.integers(1, 1000))
 def test_many_layers_are_looked_at_together(count: int) -> None:
-    layers = [module._Layer((f"{index}",), (f"w{index}", f"v{index}"), float(index)) for index in range(count)]
+    layers = [module._Layer((f"{index}",), (f"w{index}", f"v{index}")) for index in range(count)]
     found = module._grouped(layers)
     assert len(found) <= 128 and (found == layers or count > 128)
     assert [name for one in found for name in one.names] == [f"{index}" for index in range(count)]
     assert [name for one in found for name in one.writes] == [name for one in layers for name in one.writes]
-    assert sum(one.work for one in found) == count * (count - 1) / 2
     # Equally many, but the last.
     assert len({len(one.names) for one in found[:-1]}) <= 1
 
