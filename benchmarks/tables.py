@@ -161,20 +161,27 @@ def compare_text(result: dict[str, Any]) -> str:
     """The result of `compare` for a reader."""
     from benchmarks.budget import limit_text
 
-    rows = []
+    rows, names = [], _file_names([row["model"] for row in result["models"]])
     for row in result["models"]:
         numbers = (row["p50_ms"], row["speedup"], *row["speedup_interval"])
-        rows.append((row["model"], *(f"{figure:.3f}" for figure in numbers)))
-    settings, first = result["settings"], result["models"][0]["model"]
+        rows.append((names[row["model"]], *(f"{figure:.3f}" for figure in numbers)))
+    settings, first = result["settings"], rows[0][0]
     how = (
         f"{result['rounds']} rounds in {len(result['rounds_of_processes'])} processes and "
         f"{result['measured_s']:.1f} s, ended by {result['stopped_by']}; {settings['backend']}, "
         f"{_threads(settings['threads'])}; from and to: 95 % interval of the speed-up over\n{first}"
     )
-    gate = ["\n".join(map(limit_text, result["gate"]))] if result["gate"] else []
+    limits = [limit_text({**row, "model": names[row["model"]]}) for row in result["gate"]]
+    gate = ["\n".join(limits)] if limits else []
     return "\n\n".join(
         [table(("model", "p50 ms", "speed-up", "from", "to"), rows), how, *gate, *_warned(result)]
     )
+
+
+def _file_names(paths: Sequence[str]) -> dict[str, str]:
+    """By path the file's name alone, where that tells them apart."""
+    names = {path: path.replace("\\", "/").rpartition("/")[2] for path in paths}
+    return names if len(set(names.values())) == len(names) else {path: path for path in paths}
 
 
 def _machine(result: dict[str, Any], pinned: Any) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from tiny_tflite import yolo
 
 from benchmarks import child, cli, compare_child
 from benchmarks.compare import compare
+from benchmarks.tables import _file_names
 from deploy.command_line import exit_code
 from deploy.errors import BackendError, GateError, InputError
 
@@ -53,10 +54,11 @@ def test_command_prints_a_table(files, capsys):
     assert run(*files, *COMMAND) == 0
     head, first, second, _, how, over, *_ = capsys.readouterr().out.splitlines()
     assert head.split() == ["model", "p50", "ms", "speed-up", "from", "to"]
-    assert first.split()[0] == files[0] and first.split()[2:] == ["1.000"] * 3
-    assert second.split()[0] == files[1] and len(second.split()) == 5
+    names = [Path(file).name for file in files]
+    assert first.split()[0] == names[0] and first.split()[2:] == ["1.000"] * 3
+    assert second.split()[0] == names[1] and len(second.split()) == 5
     assert how.startswith("12 rounds in 6 processes and ") and "ended by runs; cpu, 1 thread" in how
-    assert over == files[0]
+    assert over == names[0]
 
 
 def test_command_writes_json(files, tmp_path, capsys):
@@ -192,3 +194,8 @@ def test_a_process_opens_its_models_in_a_drawn_order(files, monkeypatch):
 
 def test_gate_error_is_no_input_error():
     assert not issubclass(GateError, InputError)
+
+
+def test_files_of_one_name_are_told_apart_by_their_paths():
+    assert _file_names(["a/x.tflite", "b/y.tflite"]) == {"a/x.tflite": "x.tflite", "b/y.tflite": "y.tflite"}
+    assert _file_names(["a/x.tflite", "b/x.tflite"]) == {"a/x.tflite": "a/x.tflite", "b/x.tflite": "b/x.tflite"}
