@@ -126,7 +126,7 @@ def test_more_layers_stay_float_until_the_loss_is_allowed(tmp_path: Path, monkey
     graph = toy_graph()
     layers = module._ranked(whole(), graph, pictures()[:: 12 // 8])[:4]
     assert {name for layer in layers for name in layer.writes} <= floats
-    # Their names are nodes of the network, and outputs of the file; that of the grouped convolution the converter drops.
+    # Their names are nodes of the network, or outputs of the file. The converter drops that of a grouped convolution.
     known = {node.name for node in graph.nodes} | {"convolution1"} | {
         f"{role}_{scale}" for role in ("xy", "wh", "objectness", "classes") for scale in (16, 8)
     }
