@@ -60,8 +60,8 @@ def percentile_intervals(
     """By rank the lower and upper end of the 95 % interval of that percentile (0 to 100, linear between ranks).
 
     times: (n,) of consecutive runs in any unit, one at least. sizes: how many of them come of each process, where there
-    are several. Of a rank that few runs lie beyond (the 99th of fewer
-    than some 500) the interval ends where the runs end, and is too narrow: a tail that was not seen cannot be drawn.
+    are several. Of a rank that few runs lie beyond (the 99th of fewer than some 500) the interval ends where the runs
+    end, and is too narrow: a tail that was not seen cannot be drawn.
     """
     return {rank: draws.interval() for rank, draws in percentile_draws(times, ranks, sizes=sizes, seed=seed).items()}
 
@@ -83,10 +83,11 @@ def ratio_interval(
     """The median over all rounds of first / second, and the lower and upper end of its 95 % interval.
 
     first and second: times above 0 in one unit, (n,) each, that stand in the same order of rounds. sizes: how many of
-    them come of each process, where there are several. The two times of a
-    round lie so close together that a slow clock or others' work meets both, and their ratio keeps little of it; the
-    ratio of the two medians would move with every such time. With first and second exchanged, all three are the
-    reciprocals. Raises InputError where the two do not fit together.
+    them come of each process, where there are several. The two times of a round lie so close together that a slow clock
+    or others' work meets both, and their ratio keeps little of it; the ratio of the two medians would move with every
+    such time. With first and second exchanged, all three are the reciprocals.
+
+    Raises InputError where the two do not fit together.
     """
     ratio, draws = ratio_draws(first, second, sizes=sizes, seed=seed)
     return ratio, *draws.interval()

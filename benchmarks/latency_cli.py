@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,19 @@ MIN_SECS = click.option(
 )
 
 
+def _runs(default: int, text: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--runs", "--num-runs", "--num_runs", type=click.IntRange(1), default=default, show_default=True, help=text
+    )
+
+
+def _max_secs(default: float, text: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--max-secs", "--max_secs", type=click.FloatRange(0, min_open=True), callback=number, default=default,
+        show_default=True, help=text,
+    )  # fmt: skip
+
+
 @click.command(no_args_is_help=True)
 @MODEL
 @json_option("Write the result here as JSON; - is standard output.")
@@ -93,25 +106,9 @@ MIN_SECS = click.option(
     show_default="1",
     help="Threads of the interpreter; several, as 1,2,4, are measured one after the other and shown in one table.",
 )
-@click.option(
-    "--runs",
-    "--num-runs",
-    "--num_runs",
-    type=click.IntRange(1),
-    default=50,
-    show_default=True,
-    help="Least number of measured runs.",
-)
+@_runs(50, "Least number of measured runs.")
 @MIN_SECS
-@click.option(
-    "--max-secs",
-    "--max_secs",
-    type=click.FloatRange(0, min_open=True),
-    callback=number,
-    default=150.0,
-    show_default=True,
-    help="Measuring ends here, and so does the warm-up.",
-)
+@_max_secs(150.0, "Measuring ends here, and so does the warm-up.")
 @click.option(
     "--until-within",
     metavar="SHARE",
@@ -184,25 +181,9 @@ def latency(model: Path, json_file: str | None, threads: Sequence[int], **settin
 @json_option("Write the result here as JSON; - is standard output.")
 @BACKEND
 @THREADS
-@click.option(
-    "--runs",
-    "--num-runs",
-    "--num_runs",
-    type=click.IntRange(1),
-    default=30,
-    show_default=True,
-    help="Least number of rounds.",
-)
+@_runs(30, "Least number of rounds.")
 @MIN_SECS
-@click.option(
-    "--max-secs",
-    "--max_secs",
-    type=click.FloatRange(0, min_open=True),
-    callback=number,
-    default=60.0,
-    show_default=True,
-    help="Measuring ends here, even where a limit is undecided.",
-)
+@_max_secs(60.0, "Measuring ends here, even where a limit is undecided.")
 @click.option(
     "--warmup-secs",
     type=click.FloatRange(0),

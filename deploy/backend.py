@@ -26,7 +26,7 @@ class Backend:
     #: Of a GPU: computes in float32 throughout; where False, in the precision that its runtime chooses, often float16.
     fp32: bool = False
     #: Of a delegate: its shared library, a path or a name for the system's own search.
-    library: str = ""
+    path: str = ""
     #: Of a delegate: what it is told, in this order.
     options: tuple[tuple[str, str], ...] = ()
 
@@ -46,7 +46,7 @@ def parse_backend(text: str) -> Backend:
         library, asked, listed = text.removeprefix(_DELEGATE).partition("?")
         if not library or "\0" in text:
             raise BackendError(f"a delegate is {_DELEGATE}LIBRARY, such as ./libx.so, not {text!r}; name its file")
-        return Backend("delegate", library=library, options=_options(listed, text) if asked else ())
+        return Backend("delegate", path=library, options=_options(listed, text) if asked else ())
     raise BackendError(f"a backend is one of {_KNOWN}, not {text!r}; choose one")
 
 

@@ -15,11 +15,11 @@ _ENTRIES = ("tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate")
 
 
 def load(backend: Backend) -> Any:
-    """The runtime's delegate from backend.library, which was told backend.options.
+    """The runtime's delegate from backend.path, which was told backend.options.
 
     Raises BackendError for a library that is missing or cannot be loaded, is no delegate, or refuses.
     """
-    library = backend.library
+    library = backend.path
     try:
         # The runtime's own loader leaves a broken object behind where one of these fails, which complains later.
         found = ctypes.CDLL(library)

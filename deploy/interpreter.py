@@ -279,7 +279,7 @@ def _with_delegate(content: bytes, backend: Backend, threads: int) -> Interprete
         return Interpreter(model_content=content, num_threads=threads, experimental_delegates=[loaded])
     except (RuntimeError, ValueError) as error:
         raise BackendError(
-            f"the delegate {backend.library} failed on this file ({_first_line(error)}); give it other options, or "
+            f"the delegate {backend.path} failed on this file ({_first_line(error)}); give it other options, or "
             "choose cpu"
         ) from error
 

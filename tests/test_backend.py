@@ -27,7 +27,7 @@ def test_a_gpu_has_a_precision() -> None:
     ],
 )
 def test_a_delegate_has_a_library_and_options_in_their_order(text: str, library: str, options: tuple) -> None:
-    assert parse_backend(text) == Backend("delegate", library=library, options=options)
+    assert parse_backend(text) == Backend("delegate", path=library, options=options)
 
 
 @pytest.mark.parametrize("text", ["", "CPU", "xnnpack", "cpu ", "gpu:fp16", "gpu:", "npu:0", "delegate", "cuda"])
@@ -59,7 +59,7 @@ _TEXT = st.text(st.characters(blacklist_characters="?&=\0", blacklist_categories
 @given(_TEXT, st.dictionaries(_TEXT, _TEXT, min_size=1, max_size=4))
 def test_what_is_written_down_is_read_back(library: str, options: dict[str, str]) -> None:
     text = f"delegate:{library}?" + "&".join(f"{key}={value}" for key, value in options.items())
-    assert parse_backend(text) == Backend("delegate", library=library, options=tuple(options.items()))
+    assert parse_backend(text) == Backend("delegate", path=library, options=tuple(options.items()))
 
 
 @given(st.text(max_size=20))

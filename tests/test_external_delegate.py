@@ -117,7 +117,7 @@ def test_libraries_that_are_missing_or_none_are_refused(tmp_path: Path) -> None:
     text.write_text("no library")
     for path in (text, tmp_path / "missing.so", tmp_path):
         with pytest.raises(BackendError, match="a delegate is a shared library of this machine's kind") as caught:
-            load(Backend("delegate", library=str(path)))
+            load(Backend("delegate", path=str(path)))
         assert str(path) in str(caught.value)
 
 
@@ -126,7 +126,7 @@ def test_a_library_without_the_functions_is_refused(compiler: str, tmp_path: Pat
     source.write_text("int other(void) { return 1; }\n")
     library = built(compiler, source, tmp_path / "other.so")
     with pytest.raises(BackendError, match="has the function tflite_plugin_create_delegate, which .*other.so lacks"):
-        load(Backend("delegate", library=str(library)))
+        load(Backend("delegate", path=str(library)))
 
 
 def test_damaged_content_is_blamed_on_the_file(library: Path, tmp_path: Path) -> None:
