@@ -49,14 +49,17 @@ ASSUMED_FPS = 25.0
 class Frame:
     """One picture to look at."""
 
-    #: The file, as the user named it or below the folder that the user named.
-    source: Path
+    #: The file, as the user named it or below the folder that the user named; of a camera or stream its address without
+    #: any password.
+    source: Path | str
     #: Number within the source, from 0; 0 for a picture.
     index: int
     #: Seconds since the video's first frame; 0.0 for a picture.
     time: float
     #: uint8 (h, w, 3), BGR.
     pixels: np.ndarray
+    #: time.monotonic() when the frame had arrived, decoded; 0.0 for a picture.
+    captured: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
