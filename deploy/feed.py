@@ -103,7 +103,7 @@ def _annotator(labels: Sequence[str], out: Path, video: Video | None, stack: con
 
         def write(frame: Frame, found: Detections) -> None:
             draw.draw(frame.pixels, found, captions)
-            write_picture(out, frame.source, frame.pixels)
+            write_picture(out, Path(frame.source), frame.pixels)
 
     else:
         film = stack.enter_context(VideoFile(out / f"{video.path.stem}.mp4", video.fps, video.size))
