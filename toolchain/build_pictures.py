@@ -100,11 +100,16 @@ def spread_over_classes(pictures: Sequence[tuple[Path, frozenset[str]]], count: 
 
 
 def others(recipe: Recipe, scenes: Result | None, calibrating: Sequence[Path]) -> tuple[Path, ...]:
-    """Pictures from where those to calibrate on came, without these: to measure a loss on. () where there are none."""
+    """Pictures from where those to calibrate on came and those of the recipe's data, without these: to measure a loss
+    on. () where there are none."""
     from toolchain.quantize import PICTURES_TO_MEASURE, evenly_spaced
 
+    found = list(calibration(recipe, scenes, _ALL))
+    if recipe.data is not None and scenes is None:
+        found += [path for each in recipe.data.train for path in _pictures_of(each.folder, each.split)]
+        found += [path for folder in recipe.data.pictures for path in pictures_in(folder)]
     used = set(calibrating)
-    found = [path for path in calibration(recipe, scenes, _ALL) if path not in used]
+    found = [path for path in dict.fromkeys(found) if path not in used]
     return tuple(evenly_spaced(found, PICTURES_TO_MEASURE))
 
 

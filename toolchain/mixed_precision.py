@@ -1,11 +1,11 @@
 """Which layers of an int8 file stay float, so that no more mAP is lost than was allowed.
 
 What a layer costs is measured by a file in which it alone is int8: the noise that reaches the outputs, as a share of
-their signal. Such noises add up. Of the first K layers in that order, the noisiest first, kept float together, the
-fewest are looked for whose loss of mAP is small enough: doubling K, then halving the interval. (Ranked by noise for
-each multiplication instead, voc-yolo-fastest-xl kept 15 in float in place of 4, and voc-yolo-fastest did not come below
-half a point with half of them.) The loss is measured on pictures, through the interpreter, decoding and
-NMS that the device has, and without labels (expected_loss.py).
+their signal. Such noises add up. Of the first K layers in an order, kept float together, the fewest are looked for
+whose loss of mAP is small enough: doubling K, then halving the interval. Two orders are tried, by noise and by noise
+for each multiplication, and of what they find the mixture stays with the fewest multiplications in float: on some
+networks the one finds less, on others the other. The loss is measured on pictures, through the interpreter, decoding
+and NMS that the device has, and without labels (expected_loss.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,42 +62,71 @@ def mixed(
             f"a loss of mAP is measured on pictures with detections: the float network finds none on {len(pictures)};"
             " give calibration pictures that show its classes"
         )
-    layers = _ranked(prepared, graph, pictures[:: max(1, len(pictures) // _PICTURES_FOR_NOISE)])
+    layers = _measured(prepared, graph, pictures[:: max(1, len(pictures) // _PICTURES_FOR_NOISE)])
     most = max(1, len(layers) // 2)
-    # None, 1, 2, 4 and so on up to most, and the halves of the last interval.
-    of = 1 + max(1, 2 * (most - 1).bit_length())
-    trials: dict[int, tuple[bytes, float]] = {}
+    # Of each order: none, 1, 2, 4 and so on up to most, and the halves of the last interval.
+    of = len(_ORDERS) * (1 + max(1, 2 * (most - 1).bit_length()))
+    trials: dict[frozenset[str], float] = {}
+    asked = 0
 
-    def loss(count: int) -> float:
-        if count not in trials:
-            names = frozenset(name for layer in layers[:count] for name in layer.writes)
-            content = prepared.quantized(names)
-            found = expected_loss(original, detect(content, "int8_mixed"), len(graph.labels))
-            trials[count] = content, found
-            with told.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"done": len(trials), "of": of}) + "\n")
-        return trials[count][1]
+    def loss(kept: Sequence[_Layer]) -> float:
+        nonlocal asked
+        floats = _writes(kept)
+        if floats not in trials:
+            found = detect(prepared.quantized(floats), "int8_mixed")
+            trials[floats] = expected_loss(original, found, len(graph.labels))
+        asked += 1
+        with told.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"done": asked, "of": of}) + "\n")
+        return trials[floats]
 
-    count = _fewest(loss, most, allowed)
-    if count is None:
-        found = ", ".join(f"{100 * value[1]:.2f} with {number}" for number, value in sorted(trials.items()))
-        raise ConversionError(
-            f"int8_mixed loses at most {100 * allowed:g} points of mAP: it loses {found} of {len(layers)} layers"
-            " in float; allow more by max_map_loss, fine-tune by quantization_aware, or take float16"
-        )
-    content, lost = trials[count]
-    floats, every = (sum(len(layer.names) for layer in some) for some in (layers[:count], layers))
+    kept = _least_work(layers, loss, most, allowed)
+    content, lost = prepared.quantized(_writes(kept)), trials[_writes(kept)]
+    floats, every = (sum(len(layer.names) for layer in some) for some in (kept, layers))
     notes = [
-        f"{floats} of {every} convolutions stay float: int8 throughout loses {100 * trials[0][1]:.2f} points of mAP on"
-        f" {detect.count} pictures, by the float network's own detections, and so it loses {100 * lost:.2f};"
-        f" {100 * allowed:g} are allowed"
+        f"{floats} of {every} convolutions stay float, with {100 * _work(kept) / _work(layers):.2g} % of the"
+        f" multiplications: int8 throughout loses {100 * trials[frozenset()]:.2f} points of mAP on {detect.count}"
+        f" pictures, by the float network's own detections, and so it loses {100 * lost:.2f}; {100 * allowed:g} are"
+        " allowed"
     ]
     notes += [
         f"{name}: stays float, in int8 it would add {100 * layer.noise:.2g} % of noise to the outputs"
-        for layer in layers[:count]
+        for layer in kept
         for name in layer.names
     ]
     return content, tuple(notes)
+
+
+def _least_work(
+    layers: Sequence[_Layer], loss: Callable[[Sequence[_Layer]], float], most: int, allowed: float
+) -> Sequence[_Layer]:
+    """Of the fewest layers in each order that lose what is allowed at most, those with the least work.
+
+    Raises ConversionError where no order has any.
+    """
+    found: list[Sequence[_Layer]] = []
+    refused = []
+    for name, key in _ORDERS.items():
+        order = sorted(layers, key=key)
+        losses: dict[int, float] = {}
+
+        def of_first(count: int, order: Sequence[_Layer] = order, losses: dict[int, float] = losses) -> float:
+            if count not in losses:
+                losses[count] = loss(order[:count])
+            return losses[count]
+
+        count = _fewest(of_first, most, allowed)
+        if count == 0:
+            return []
+        if count is not None:
+            found.append(order[:count])
+        refused.append(f"by {name} " + ", ".join(f"{100 * losses[tried]:.2f} with {tried}" for tried in sorted(losses)))
+    if not found:
+        raise ConversionError(
+            f"int8_mixed loses at most {100 * allowed:g} points of mAP: it loses {'; '.join(refused)} of {len(layers)}"
+            " layers in float; allow more by max_map_loss, fine-tune by quantization_aware, or take float16"
+        )
+    return min(found, key=_work)
 
 
 def _fewest(loss: Callable[[int], float], most: int, allowed: float) -> int | None:
@@ -122,8 +152,25 @@ class _Layer:
     names: tuple[str, ...]
     #: Tensors that they write, all float with them.
     writes: tuple[str, ...]
+    #: Multiplications that they take, and values that they write.
+    work: float
     #: Share of noise at the outputs, from them alone.
     noise: float = 0.0
+
+
+def _work(layers: Sequence[_Layer]) -> float:
+    return sum(layer.work for layer in layers)
+
+
+def _writes(layers: Sequence[_Layer]) -> frozenset[str]:
+    return frozenset(name for layer in layers for name in layer.writes)
+
+
+#: In which layers are kept float, the first ones first.
+_ORDERS: Mapping[str, Callable[[_Layer], float]] = {
+    "noise": lambda layer: -layer.noise,
+    "noise for their work": lambda layer: -layer.noise / layer.work,
+}
 
 
 class _Detecting:
@@ -160,14 +207,13 @@ class _Detecting:
         )
 
 
-def _ranked(prepared: Prepared, graph: Graph, pictures: Sequence[Path]) -> list[_Layer]:
-    """The convolutions of the file, those first that bring most noise in int8."""
+def _measured(prepared: Prepared, graph: Graph, pictures: Sequence[Path]) -> list[_Layer]:
+    """The convolutions of the file, with the noise that each brings in int8."""
     outputs = _Outputs(graph, pictures)
     expected = outputs(prepared.content)
     layers = _grouped(_layers(Intermediates(prepared.content)))
     noises = [_noise(expected, outputs(prepared.quantized_alone(frozenset(layer.writes)))) for layer in layers]
-    measured = [dataclasses.replace(layer, noise=noise) for layer, noise in zip(layers, noises, strict=True)]
-    return sorted(measured, key=lambda layer: -layer.noise)
+    return [dataclasses.replace(layer, noise=noise) for layer, noise in zip(layers, noises, strict=True)]
 
 
 class _Outputs:
@@ -203,17 +249,23 @@ def _noise(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> flo
 def _layers(inside: Intermediates) -> list[_Layer]:
     made = {index for _, _, outputs in inside.operations for index in outputs}
     units: list[list[int]] = []
+    work: list[float] = []
     of: dict[int, int] = {}
     for operation, inputs, outputs in inside.operations:
         sources = {of.get(index) for index in inputs if index in made}
+        values = float(sum(math.prod(inside.shape(index)) for index in outputs))
         if operation in _KERNELS:
             of |= dict.fromkeys(outputs, len(units))
             units.append(list(outputs))
+            channels = inside.shape(outputs[0])[-1]
+            work.append(values * (1 + math.prod(inside.shape(inputs[1])) / channels))
         elif len(sources) == 1 and (unit := sources.pop()) is not None and operation != "DELEGATE":
             of |= dict.fromkeys(outputs, unit)
             units[unit] += outputs
+            work[unit] += values
     return [
-        _Layer((_name(inside, unit[0]),), tuple(str(inside.details[index]["name"]) for index in unit)) for unit in units
+        _Layer((_name(inside, unit[0]),), tuple(str(inside.details[index]["name"]) for index in unit), multiplications)
+        for unit, multiplications in zip(units, work, strict=True)
     ]
 
 
@@ -229,6 +281,7 @@ def _grouped(layers: Sequence[_Layer]) -> list[_Layer]:
         _Layer(
             tuple(name for layer in some for name in layer.names),
             tuple(name for layer in some for name in layer.writes),
+            _work(some),
         )
         for some in (layers[start : start + size] for start in range(0, len(layers), size))
     ]
