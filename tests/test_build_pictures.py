@@ -93,3 +93,11 @@ def test_a_folder_of_its_own_goes_before_the_data(tmp_path: Path) -> None:
     found = calibration(recipe, None)
     assert [path.stem for path in found] == ["0", "2", "4"]
     assert [path.stem for path in others(recipe, None, found)] == ["1", "3", "5"]
+    # A loss is measured on the data's pictures too, whether or not they are labelled.
+    add_picture(tmp_path / "voc", "000", "red")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "7.jpg").write_text("more")
+    data = "data: {train: [{folder: voc, split: test}], pictures: [more]}"
+    both = _recipe(tmp_path, data, "calibration: {pictures: photos, count: 3}")
+    assert calibration(both, None) == found
+    assert [path.stem for path in others(both, None, found)] == ["1", "3", "5", "000", "7"]
