@@ -6,6 +6,7 @@ FOLDER is laid out as benchmarks.evidence wants it. Calibrated on 64 pictures of
 500 of its others and of trainval940; the 991 test pictures give the final figures alone. *TFLiteConverter* is its own
 int8 quantizer on the same float graph and pictures (python -m toolchain.plain_int8). DIR receives the builds,
 ladder.json and ladder.md.
+"""
 
 from __future__ import annotations
 
