@@ -79,7 +79,7 @@ def detect(
     # numpy, OpenCV and the interpreter load here, so that --help is there at once.
     import cv2
 
-    from deploy import feed, output
+    from deploy import file_run, output
     from deploy.detector import Detector
     from deploy.source import locate
 
@@ -95,4 +95,4 @@ def detect(
     detector = Detector(model, backend, threads, conf, iou)
     if backend not in CPU_BACKENDS:
         click.echo(f"{output.printable(f'{backend}: {detector.model.delegated}')}", err=True)
-    feed.run(detector, located, out, jsonl)
+    file_run.run(detector, located, out, jsonl)

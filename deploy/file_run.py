@@ -1,4 +1,4 @@
-"""From a source through the detector to wherever its detections go."""
+"""From files through the detector to wherever their detections go: every frame, in order."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import dataclasses
 import functools
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
-import numpy as np
 
 from deploy import draw
 from deploy.detections import Detections
 from deploy.detector import Detector
 from deploy.errors import InputError
 from deploy.output import JsonLines, Progress, VideoFile, in_words, printable, write_picture
+from deploy.pipeline import Pipeline, Take
 from deploy.source import Frame, Source, Video, read_pictures
 
 #: Takes each frame and what was found in it.
@@ -49,13 +49,12 @@ def run(detector: Detector, source: Source, out: Path | None, jsonl: str | None)
         elif not (jsonl == "-" and sys.stdout.isatty()):
             total, unit = (video.announced, "frames") if video else (len(source.files), "pictures")
             sinks.append(stack.enter_context(Progress(total, unit)).step)
-        for frame in video.frames() if video else read_pictures(source, tally.skip):
-            begin = time.perf_counter()
-            found = detector.detect(frame.pixels)
-            tally.add(found, time.perf_counter() - begin)
-            _check(frame, found)
+        frames = video.frames() if video else read_pictures(source, tally.skip)
+        # Entered last, so ended first: the video must not be closed under a thread that reads it.
+        for one in stack.enter_context(Pipeline([detector], _in_order(frames))):
+            tally.add(one.found, sum(one.milliseconds.values()) / 1000)
             for sink in sinks:
-                sink(frame, found)
+                sink(one.frame, one.found)
         if not tally.seconds:
             raise InputError(f"not one of {tally.skipped} pictures in {source.path} can be read; see the lines above")
     _summarize(labels, tally, source, video, to_stderr=out is not None or jsonl is not None)
@@ -67,7 +66,7 @@ class _Tally:
 
     #: Detections by class number.
     counts: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
-    #: Time of each picture or frame from pixels to boxes.
+    #: Time that each picture or frame took from pixels to boxes, waits left out.
     seconds: list[float] = dataclasses.field(default_factory=list)
     skipped: int = 0
 
@@ -80,13 +79,12 @@ class _Tally:
         click.echo(f"skipped: {printable(reason)}", err=True)
 
 
-def _check(frame: Frame, found: Detections) -> None:
-    """Raises InputError where a box or score is not finite: it can neither be drawn nor be put in JSON."""
-    if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
-        raise InputError(
-            f"boxes and scores are finite numbers, the model gave others for frame {frame.index} of {frame.source}; "
-            "it is damaged or badly quantized"
-        )
+def _in_order(frames: Iterator[Frame]) -> Take:
+    def take(_: threading.Event) -> tuple[str, Frame] | None:
+        frame = next(frames, None)
+        return None if frame is None else ("", frame)
+
+    return take
 
 
 def _annotator(labels: Sequence[str], out: Path, video: Video | None, stack: contextlib.ExitStack) -> Sink:
