@@ -10,6 +10,7 @@ import math
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -208,19 +209,19 @@ class Video:
         index = 0
         upcoming = self._reader.submit(self._read)
         while True:
-            stamp, pixels = upcoming.result()
+            stamp, pixels, at = upcoming.result()
             if pixels is None:
                 break
             upcoming = self._reader.submit(self._read)
             if not (math.isfinite(stamp) and stamp > previous):
                 stamp = index / (self.fps or ASSUMED_FPS)
-            yield Frame(self.path, index, stamp, pixels)
+            yield Frame(self.path, index, stamp, pixels, at)
             previous = stamp
             index += 1
         if index == 0:
             raise InputError(f"not one frame of {self.path} can be decoded; the file is cut or damaged")
 
-    def _read(self) -> tuple[float, np.ndarray | None]:
+    def _read(self) -> tuple[float, np.ndarray | None, float]:
         done, pixels = self._capture.read()
         # After a read, this is the time of the frame that was read.
-        return self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, pixels if done else None
+        return self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, pixels if done else None, time.monotonic()
