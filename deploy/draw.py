@@ -104,7 +104,8 @@ def draw(picture: np.ndarray, detections: Detections, written: Captions) -> None
     never leaves the picture. Boxes are finite, in pixels of the picture.
     """
     classes = [int(class_id) for class_id in detections.class_ids]
-    texts = [f"{_text(written, number)} {score:.2f}" for number, score in zip(classes, detections.scores, strict=True)]
+    scored = zip(classes, detections.scores, strict=True)
+    texts = [f"{caption(written, number)} {score:.2f}" for number, score in scored]
     draw_boxes(picture, detections.boxes, texts, [colour(number) for number in classes], written.font)
 
 
@@ -119,7 +120,7 @@ def draw_boxes(
     none; colours: BGR, 0..255; font: see Captions."""
     mean_side = (picture.shape[0] + picture.shape[1]) / 2
     thickness = max(1, round(mean_side / 270))
-    letter_height = max(11, round(mean_side / 45))
+    letter_height = _letter_height(picture)
     last_first = range(len(boxes))[::-1]
     corners = np.rint(boxes).astype(int).tolist()
     for i in last_first:
@@ -133,6 +134,18 @@ def draw_boxes(
             _place(picture, drawn, corners[i][0] - thickness // 2, corners[i][1] - thickness // 2, corners[i][1])
 
 
+def draw_label(
+    picture: np.ndarray, text: str, background: tuple[int, int, int], at: tuple[int, int], font: str | None = None
+) -> None:
+    """Draws a label whose foot, or head where there is no room above, is at the point: x, y in pixels."""
+    if text:
+        _place(picture, label(text, background, _letter_height(picture), font), at[0], at[1], at[1])
+
+
+def _letter_height(picture: np.ndarray) -> int:
+    return max(11, round((picture.shape[0] + picture.shape[1]) / 2 / 45))
+
+
 def _place(picture: np.ndarray, drawn: np.ndarray, left: int, bottom: int, otherwise_top: int) -> None:
     """Copies the label into the picture with its foot at bottom, or its head at otherwise_top if that is too high."""
     drawn = drawn[: picture.shape[0], : picture.shape[1]]
@@ -143,7 +156,8 @@ def _place(picture: np.ndarray, drawn: np.ndarray, left: int, bottom: int, other
     picture[top : top + height, left : left + width] = drawn
 
 
-def _text(written: Captions, class_id: int) -> str:
+def caption(written: Captions, class_id: int) -> str:
+    """How the class is written: its text, or "class" and its number where the file has none."""
     return written.texts[class_id] if 0 <= class_id < len(written.texts) else f"class {class_id}"
 
 
