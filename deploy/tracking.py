@@ -114,7 +114,7 @@ class Tracker:
     ) -> np.ndarray:
         """The track of each detection, -1 for none. recent: bool, tracks that were seen in the frame before."""
         track_of = np.full(len(boxes), -1)
-        overlap = _overlaps(boxes_of(self._state), boxes)
+        overlap = overlaps(boxes_of(self._state), boxes)
         overlap[self._classes[:, None] != classes] = 0
         sure = scores >= self._settings.sure
         named = self._identities > 0
@@ -152,7 +152,7 @@ class Tracker:
         lost, seen = np.flatnonzero(stays & ~now), np.flatnonzero(now & (self._identities > 0))
         if len(lost) and len(seen):
             boxes = boxes_of(self._state)
-            same = _overlaps(boxes[lost], boxes[seen]) > _SAME
+            same = overlaps(boxes[lost], boxes[seen]) > _SAME
             same &= self._classes[lost][:, None] == self._classes[seen]
             stays[lost[same.any(axis=1)]] = False
         if not stays.all():
@@ -170,7 +170,7 @@ def worth_showing(found: Detections, identities: np.ndarray, settings: TrackSett
     return shown
 
 
-def _overlaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def overlaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Intersection over union of every box of one and every box of two, (n, m); 0 where a box has no area."""
     shared = np.minimum(one[:, None, 2:], two[:, 2:]) - np.maximum(one[:, None, :2], two[:, :2])
     np.maximum(shared, 0, out=shared)
