@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def temperature(root: Path = Path("/")) -> float | None:
-    """Degrees Celsius of the hottest thermal zone; None where the machine tells none. root: where /sys is, for tests."""
+    """Degrees Celsius of the hottest thermal zone; None where there is none. root: where /sys is, for tests."""
     degrees = []
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*/temp")):
         try:

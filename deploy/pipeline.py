@@ -105,7 +105,7 @@ class Pipeline:
         # When the interpreter is expected to be free: written by its own thread, read by the one before.
         self._turn = threading.Event()
         self._handed = self._begun = self._ended = 0
-        self._expected_end = self._preprocess_s = 0.0
+        self._begin = self._expected_end = self._preprocess_s = 0.0
         self._threads = [
             threading.Thread(target=self._guarded, args=(part, queue), name=f"slimdet-{name}", daemon=True)
             for name, part, queue in (
@@ -139,6 +139,11 @@ class Pipeline:
     def waiting(self) -> int:
         """Frames that are ready and wait for the interpreter."""
         return max(self._handed - self._begun, 0)
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the inference that runs has taken so far; 0.0 while none does."""
+        return time.perf_counter() - self._begin if self._begun > self._ended else 0.0
 
     def __iter__(self) -> Iterator[Found]:
         for thread in self._threads:
@@ -198,7 +203,7 @@ class Pipeline:
         while (slot := self._ready.get()) is not None:
             if isinstance(slot, BaseException):
                 raise slot
-            begin = time.perf_counter()
+            begin = self._begin = time.perf_counter()
             self._expected_end = begin + statistics.median(recent[slot.variant])
             self._begun += 1
             if self._live:

@@ -28,21 +28,21 @@ class StageTimes:
         #: it has none.
         self._recent: deque[tuple[float, Mapping[str, float], float | None]] = deque(maxlen=MOST)
         self._results = 0
-        self._detections: Counter[str] = Counter()
+        self._detections: Counter[int] = Counter()
 
-    def add(self, milliseconds: Mapping[str, float], age_ms: float | None, labels: Sequence[str]) -> None:
-        """One result: its stages, the age of its frame where that is live, and the label of each detection."""
+    def add(self, milliseconds: Mapping[str, float], age_ms: float | None, class_ids: Sequence[int]) -> None:
+        """One result: its stages, the age of its frame where that is live, and the class of each detection."""
         with self._lock:
             self._recent.append((self._clock(), milliseconds, age_ms))
             self._results += 1
-            self._detections.update(labels)
+            self._detections.update(class_ids)
 
     @property
     def results(self) -> int:
         return self._results
 
-    def detections(self) -> dict[str, int]:
-        """So far, by label, the most frequent first."""
+    def detections(self) -> dict[int, int]:
+        """So far, by class, the most frequent first."""
         with self._lock:
             return dict(self._detections.most_common())
 
