@@ -14,8 +14,6 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class AdaptSettings:
-    #: Median age of live results in milliseconds above which a faster variant is taken; None for no bound.
-    most_age_ms: float | None
     #: Degrees Celsius of the hottest sensor above which a faster variant is taken; None for no bound.
     most_temperature: float | None = None
     #: Seconds that a bound must be missed before a step down, and after each step before the next one down.
@@ -46,17 +44,20 @@ class Adaptive:
         self.variant = 0
         #: (time, age, temperature) since the last change.
         self._seen: deque[tuple[float, float | None, float | None]] = deque()
-        self._changed: float | None = None
+        #: Since when a bound is missed, and since when there is room for a slower variant; None where it is not so.
         self._missed: float | None = None
         self._kept: float | None = None
         self._quiet = settings.quiet
+        self._bound: float | None = None
         self._went_up: float | None = None
 
-    def update(self, now: float, age_ms: float | None, temperature: float | None) -> Change | None:
-        """To be called about once a second. now: time.monotonic(). age_ms: median of the results since the last call,
-        None where there were none. temperature: None where the machine tells none."""
-        if self._changed is None:
-            self._changed = now
+    def update(
+        self, now: float, age_ms: float | None, most_age_ms: float | None, temperature: float | None
+    ) -> Change | None:
+        """To be called about once a second. now: time.monotonic(). age_ms: median of the last seconds' results, None
+        where there were none. most_age_ms: above which a faster variant is taken, None for no bound. temperature: None
+        where the machine tells none."""
+        self._bound = most_age_ms
         self._seen.append((now, age_ms, temperature))
         while self._seen[0][0] < now - self._settings.patience:
             self._seen.popleft()
@@ -77,17 +78,17 @@ class Adaptive:
             # The step up did not hold: the next one waits twice as long.
             self._quiet = min(2 * self._quiet, self._settings.most_quiet)
             self._went_up = None
-        return self._change(now, self.variant + 1, reason)
+        return self._change(self.variant + 1, reason)
 
     def _up(self, now: float) -> Change | None:
         if self.variant == 0:
             return None
         self._went_up = now
-        return self._change(now, self.variant - 1, f"all bounds were kept for {self._quiet:.0f} s")
+        return self._change(self.variant - 1, f"all bounds were kept for {self._quiet:.0f} s")
 
-    def _change(self, now: float, after: int, reason: str) -> Change:
+    def _change(self, after: int, reason: str) -> Change:
         change = Change(self.variant, after, reason)
-        self.variant, self._changed, self._missed, self._kept = after, now, None, None
+        self.variant, self._missed, self._kept = after, None, None
         self._seen.clear()
         return change
 
@@ -99,7 +100,7 @@ class Adaptive:
     def _too_much(self) -> str:
         """Which bound is missed, "" where none is."""
         age, temperature = self._age(), self._temperature()
-        bound, hottest = self._settings.most_age_ms, self._settings.most_temperature
+        bound, hottest = self._bound, self._settings.most_temperature
         if bound is not None and age is not None and age > bound:
             return f"results are {age:.0f} ms old, at most {bound:.0f} are wanted"
         if hottest is not None and temperature is not None and temperature > hottest:
@@ -111,7 +112,7 @@ class Adaptive:
         if self.variant == 0:
             return False
         age, temperature = self._age(), self._temperature()
-        bound, hottest = self._settings.most_age_ms, self._settings.most_temperature
+        bound, hottest = self._bound, self._settings.most_temperature
         if bound is not None:
             slower = self._model_ms[self.variant - 1] - self._model_ms[self.variant]
             if age is None or age + max(slower, 0.0) > bound:

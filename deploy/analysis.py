@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploy.annotate import Shape
 from deploy.detect_settings import DetectSettings, SourceSettings
 from deploy.detections import Detections
 from deploy.errors import InputError
@@ -46,6 +47,12 @@ class Analysis:
         if unknown := [label for label in settings.classes if label not in labels]:
             raise InputError(f"least scores are of the model's own labels, which are not {unknown[0]!r}; correct it")
         self._live = live
+        #: Zones and lines as pictures show them.
+        self.shapes = [
+            Shape(name, points, closed)
+            for group, closed in ((source.zones, True), (source.lines, False))
+            for name, points in group.items()
+        ]
         #: float32 (classes,): what is shown. A class without a label has the last entry.
         self._least = np.array([settings.classes.get(label, settings.conf) for label in (*labels, "")], np.float32)
         self._tracker: Tracker | None = None
@@ -53,10 +60,10 @@ class Analysis:
         #: Identities that reached their label's least score, and when they were last seen.
         self._worthy: dict[int, float] = {}
         if tracks(settings):
-            from deploy.tracking import Tracker, TrackSettings
+            from deploy import tracking
 
             unsure = min(_UNSURE, settings.conf)
-            self._tracker = Tracker(TrackSettings(settings.conf, unsure, lost_seconds=_LOST_SECONDS))
+            self._tracker = tracking.Tracker(tracking.TrackSettings(settings.conf, unsure, lost_seconds=_LOST_SECONDS))
         if source.zones or source.lines:
             self._zones = _zones(source, labels)
 

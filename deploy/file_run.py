@@ -15,18 +15,21 @@ from pathlib import Path
 import click
 
 from deploy import draw
-from deploy.detections import Detections
+from deploy.analysis import Analysis
+from deploy.annotate import Shape, annotated
 from deploy.detector import Detector
 from deploy.errors import InputError
 from deploy.output import JsonLines, Progress, VideoFile, in_words, printable, write_picture
 from deploy.pipeline import Pipeline, Take
+from deploy.result import Result
+from deploy.result_json import result_json
 from deploy.source import Frame, Source, Video, read_pictures
 
-#: Takes each frame and what was found in it.
-Sink = Callable[[Frame, Detections], None]
+#: Takes each result.
+Sink = Callable[[Result], None]
 
 
-def run(detector: Detector, source: Source, out: Path | None, jsonl: str | None) -> None:
+def run(detector: Detector, source: Source, out: Path | None, jsonl: str | None, analysis: Analysis) -> None:
     """Runs the detector over the source.
 
     out: folder of annotated pictures, jsonl: file of JSON lines or "-"; with neither, a line of words a picture is
@@ -40,10 +43,10 @@ def run(detector: Detector, source: Source, out: Path | None, jsonl: str | None)
         video = stack.enter_context(Video(source.path)) if source.kind == "video" else None
         sinks: list[Sink] = []
         if out is not None:
-            sinks.append(_annotator(labels, out, video, stack))
+            sinks.append(_annotator(labels, out, video, analysis.shapes, stack))
         if jsonl is not None:
             # Entered last, so finished first: whatever becomes of the annotated video, the lines are safe.
-            sinks.append(stack.enter_context(JsonLines(jsonl, labels)).write)
+            sinks.append(functools.partial(_write_line, stack.enter_context(JsonLines(jsonl, labels)), labels))
         if not sinks and video is None:
             sinks.append(functools.partial(_tell, labels, tally))
         elif not (jsonl == "-" and sys.stdout.isatty()):
@@ -52,9 +55,10 @@ def run(detector: Detector, source: Source, out: Path | None, jsonl: str | None)
         frames = video.frames() if video else read_pictures(source, tally.skip)
         # Entered last, so ended first: the video must not be closed under a thread that reads it.
         for one in stack.enter_context(Pipeline([detector], _in_order(frames))):
-            tally.add(one.found, sum(one.milliseconds.values()) / 1000)
+            result = analysis.result(one)
+            tally.add(result)
             for sink in sinks:
-                sink(one.frame, one.found)
+                sink(result)
         if not tally.seconds:
             raise InputError(f"not one of {tally.skipped} pictures in {source.path} can be read; see the lines above")
     _summarize(labels, tally, source, video, to_stderr=out is not None or jsonl is not None)
@@ -70,9 +74,9 @@ class _Tally:
     seconds: list[float] = dataclasses.field(default_factory=list)
     skipped: int = 0
 
-    def add(self, found: Detections, seconds: float) -> None:
-        self.counts.update(found.class_ids.tolist())
-        self.seconds.append(seconds)
+    def add(self, result: Result) -> None:
+        self.counts.update(result.found.class_ids.tolist())
+        self.seconds.append(sum(ms for stage, ms in result.milliseconds.items() if stage != "wait") / 1000)
 
     def skip(self, _: Path, reason: str) -> None:
         self.skipped += 1
@@ -87,8 +91,17 @@ def _in_order(frames: Iterator[Frame]) -> Take:
     return take
 
 
-def _annotator(labels: Sequence[str], out: Path, video: Video | None, stack: contextlib.ExitStack) -> Sink:
-    """What draws into each frame and writes it. It changes the frame's pixels."""
+def _write_line(lines: JsonLines, labels: Sequence[str], result: Result) -> None:
+    if result.tracks is None:
+        lines.write(result.frame, result.found)
+    else:
+        lines.write_line(result_json(result, labels))
+
+
+def _annotator(
+    labels: Sequence[str], out: Path, video: Video | None, shapes: Sequence[Shape], stack: contextlib.ExitStack
+) -> Sink:
+    """What draws each frame and writes it."""
     captions = draw.captions(labels)
     if captions.illegible:
         count = len(captions.illegible)
@@ -99,24 +112,22 @@ def _annotator(labels: Sequence[str], out: Path, video: Video | None, stack: con
         )
     if video is None:
 
-        def write(frame: Frame, found: Detections) -> None:
-            draw.draw(frame.pixels, found, captions)
-            write_picture(out, Path(frame.source), frame.pixels)
+        def write(result: Result) -> None:
+            write_picture(out, Path(result.frame.source), annotated(result, captions, shapes))
 
     else:
         film = stack.enter_context(VideoFile(out / f"{video.path.stem}.mp4", video.fps, video.size))
 
-        def write(frame: Frame, found: Detections) -> None:
-            draw.draw(frame.pixels, found, captions)
-            film.write(frame.pixels)
+        def write(result: Result) -> None:
+            film.write(annotated(result, captions, shapes))
 
     return write
 
 
-def _tell(labels: Sequence[str], tally: _Tally, frame: Frame, found: Detections) -> None:
+def _tell(labels: Sequence[str], tally: _Tally, result: Result) -> None:
     """Prints one line of a picture for people."""
-    words = in_words(collections.Counter(found.class_ids.tolist()), labels)
-    click.echo(f"{printable(frame.source)}: {words}  {tally.seconds[-1] * 1000:.1f} ms")
+    words = in_words(collections.Counter(result.found.class_ids.tolist()), labels)
+    click.echo(f"{printable(result.frame.source)}: {words}  {tally.seconds[-1] * 1000:.1f} ms")
 
 
 def _summarize(labels: Sequence[str], tally: _Tally, source: Source, video: Video | None, to_stderr: bool) -> None:

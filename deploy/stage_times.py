@@ -37,6 +37,11 @@ class StageTimes:
             self._results += 1
             self._detections.update(class_ids)
 
+    def forget(self) -> None:
+        """Times and ages so far, not the counts: what comes now is of another kind."""
+        with self._lock:
+            self._recent.clear()
+
     @property
     def results(self) -> int:
         return self._results
