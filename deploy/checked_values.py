@@ -64,7 +64,7 @@ class Section:
         kind = "whole number" if whole else "number"
         right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not right or not math.isfinite(value) or not least <= value <= most:
-            said = value if isinstance(value, (int, float)) else _named(value)
+            said = value if isinstance(value, (int, float)) and not isinstance(value, bool) else _named(value)
             raise self.failure((key,), f"{key} is a {kind} from {least:g} to {most:g}, not {said}; give one")
         return value
 

@@ -140,7 +140,10 @@ def _source(sources: Section, name: str) -> SourceSettings:
 
 
 def _address(one: Section) -> Address:
-    text, user, password = one.secret("address"), one.text("user"), one.secret("password")
+    number = one.get("address")
+    camera = isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= 999
+    text = str(number) if camera else one.secret("address")
+    user, password = one.text("user"), one.secret("password")
     if text is None:
         raise one.failure(("address",), "a source has an address; give a file, a camera's number or a stream's address")
     if user is not None or password is not None:
