@@ -11,9 +11,10 @@ a machine share, in milliseconds: 32 squares of BLOCK pixels, eight in a row, th
 from __future__ import annotations
 
 import argparse
+import importlib
 import subprocess
 import time
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 #: Pixels of a square's side: large enough that compression leaves it black or white.
 BLOCK = 16
@@ -23,7 +24,8 @@ _WHITE, _BLACK = b"\xeb", b"\x10"
 def clock_rows(milliseconds: int) -> list[bytes]:
     """The four rows of eight squares, each as one line of luma of 8 * BLOCK pixels."""
     bits = f"{milliseconds % 2**32:032b}"
-    return [b"".join((_WHITE if bit == "1" else _BLACK) * BLOCK for bit in bits[row : row + 8]) for row in (0, 8, 16, 24)]
+    squares = [(_WHITE if bit == "1" else _BLACK) * BLOCK for bit in bits]
+    return [b"".join(squares[row : row + 8]) for row in (0, 8, 16, 24)]
 
 
 def read_clock(corner: Any) -> int:
@@ -48,7 +50,7 @@ class _Pictures:
     def __init__(self, clip: str | None, width: int, height: int, fps: int) -> None:
         self._width, self._height, self._number = width, height, 0
         self._size = width * height * 3 // 2
-        self._pipe: BinaryIO | None = None
+        self._pipe: IO[bytes] | None = None
         if clip:
             scale = f"fps={fps},scale={width}:{height}"
             command = ["ffmpeg", "-v", "error", "-stream_loop", "-1", "-i", clip, "-vf", scale, "-pix_fmt", "yuv420p"]
@@ -69,12 +71,12 @@ class _Pictures:
 
 
 def main() -> None:
-    import gi
-
+    gi = importlib.import_module("gi")
     gi.require_version("Gst", "1.0")
     gi.require_version("GstRtspServer", "1.0")
-    from gi.repository import GLib, Gst, GstRtspServer
-
+    GLib, Gst, GstRtspServer = (
+        importlib.import_module(f"gi.repository.{name}") for name in ("GLib", "Gst", "GstRtspServer")
+    )
     parser = argparse.ArgumentParser(description="an RTSP server whose pictures tell when they were made")
     parser.add_argument("--port", type=int, default=8554)
     parser.add_argument("--clip")

@@ -43,8 +43,8 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """What `text` names: "pattern"; "0", "/dev/video0" or a path below /dev/v4l for a camera, unless a file of that name
-    exists; a URL of one of PROTOCOLS for a stream; else a path.
+    """What `text` names: a file that exists; "pattern"; a camera as "0", "/dev/video0" or a path below /dev/v4l; a
+    stream as a URL of one of PROTOCOLS; else a path.
 
     Raises InputError for a URL that cannot be opened. The sentence never holds what may be a password.
     """

@@ -7,7 +7,8 @@ First line of standard input: the settings as JSON. Then single bytes: a slot's 
 to open the source. Where standard input ends, so does the process: its parent wants no more, or is gone. It answers on
 standard output in lines of JSON, each with one of
   opened  {"width", "height", "fps", "codec"}: the next lines are frames
-  frame   slot; at (time.monotonic()), height, width; dropped: frames so far that found no free slot
+  frame   slot; at (time.monotonic()), height, width; dropped, corrupt: frames so
+          far that found no free slot, and that could not be decoded
   failed  why it cannot be opened, or no longer be read, and kind. The process waits for the next "o"
 Standard error takes what FFmpeg and the drivers say.
 """
@@ -15,6 +16,8 @@ Standard error takes what FFmpeg and the drivers say.
 from __future__ import annotations
 
 import collections
+import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -33,6 +36,10 @@ _GOODBYE_SECONDS = 0.25
 _JUDGE_SECONDS = 4.0
 #: Share of that time that the thread was busy, from which one is not enough.
 _BUSY = 0.93
+#: Frames in a row that cannot be decoded, after which it is taken for the stream's end.
+_FAILURES = 30
+#: C's _IOLBF.
+_BY_LINES = 1
 
 
 class _Commands:
@@ -83,6 +90,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes to standard error
+    _print_by_lines()
     settings = json.loads(_first_line())
     commands = _Commands()
     threading.Thread(target=commands.read, daemon=True).start()
@@ -107,6 +115,13 @@ def main() -> None:
             # A stream that answers and cannot be opened in haste is looked at with patience; then in haste again.
             settings["hasty"] = not (settings["hasty"] and 0.4 < time.monotonic() - began < 0.9 * settings["stall"])
             answer(failed=str(failure), kind=failure.kind)
+
+
+def _print_by_lines() -> None:
+    """OpenCV prints what FFmpeg says by C's standard output, which would keep it until much has come."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no glibc: the words come late
+        libc = ctypes.CDLL(None)
+        libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, _BY_LINES, 0)
 
 
 def _first_line() -> bytes:
@@ -144,11 +159,12 @@ def _capture(settings: dict[str, Any], slots: list[Any], commands: _Commands, an
         size = [int(capture.get(code)) for code in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)]
         if size[0] > 0 < size[1]:
             frame_bytes(*size)  # before a frame is decoded
-        answer(opened=_granted(capture, size, cv2))
+        answer(opened=_granted(settings, capture, size, cv2))
         pace = _pace(capture, cv2)
         load = _Load() if settings["threads"] == 1 and not settings["camera"] and pace is None else None
         dropped = 0
-        while capture.grab():
+        grabbed = _Grabbed(capture, 0 if settings["camera"] else _FAILURES)
+        while grabbed.next():
             if pace is not None:
                 pace()
             at = time.monotonic()
@@ -165,12 +181,32 @@ def _capture(settings: dict[str, Any], slots: list[Any], commands: _Commands, an
             size = _retrieve(capture, slots[number], size)
             if size is None:
                 raise _Failed("a frame cannot be converted", "refused")
-            answer(frame=number, at=at, height=size[0], width=size[1], dropped=dropped)
-        raise _Failed("no more frames come from it", "lost")
+            told = {"frame": number, "at": at, "height": size[0], "width": size[1]}
+            answer(**told, dropped=dropped, corrupt=grabbed.failures)
+        raise _Failed("its frames have ended", "lost")
     except InputError as error:
         raise _Failed(str(error), "refused") from error
     finally:
         capture.release()
+
+
+class _Grabbed:
+    """Frames, decoded one by one. One that cannot be decoded is passed over; FFmpeg tells the end of a stream in the
+    same way, and then again and again."""
+
+    def __init__(self, capture: Any, most_in_a_row: int) -> None:
+        self._capture, self._most = capture, most_in_a_row
+        self.failures = 0
+
+    def next(self) -> bool:
+        """False at the end."""
+        before = self.failures
+        while not self._capture.grab():
+            if self.failures - before >= self._most:
+                self.failures = before
+                return False
+            self.failures += 1
+        return True
 
 
 class _Load:
@@ -249,7 +285,7 @@ def _open_camera(settings: dict[str, Any], cv2: Any) -> Any:
 
 def _why_no_camera(error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        return "there is no such camera; plug it in. It may come back under another number, but not below /dev/v4l/by-id"
+        return "there is no such camera; plug it in. Its number may change then, its name in /dev/v4l/by-id does not"
     if error.errno == errno.EACCES:
         return "this user may not open the camera; add the user to the group video"
     if error.errno == errno.EBUSY:
@@ -257,14 +293,15 @@ def _why_no_camera(error: OSError) -> str:
     return f"the camera cannot be opened: {error.strerror}"
 
 
-def _granted(capture: Any, size: list[int], cv2: Any) -> dict[str, Any]:
+def _granted(settings: dict[str, Any], capture: Any, size: list[int], cv2: Any) -> dict[str, Any]:
     fps = capture.get(cv2.CAP_PROP_FPS)
     letters = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
     codec = letters.to_bytes(4, "little").decode("ascii", "replace").strip("\0 ")
     return {
         "height": size[0],
         "width": size[1],
-        "fps": round(fps, 3) if 0 < fps <= 1000 else None,
+        # Of a stream it is a guess of FFmpeg's.
+        "fps": round(fps, 3) if settings["camera"] and 0 < fps <= 1000 else None,
         "codec": codec if codec.isascii() and codec.isprintable() else "",
     }
 

@@ -21,6 +21,8 @@ from deploy.frame_ring import Slot, create_slots
 CHILD = ("-m", "deploy.capture_child")
 #: Longer lines are none of the child's.
 _MOST_LINE = 65536
+#: FFmpeg's own number; higher ones are warnings, and less.
+_ERROR_LEVEL = 16
 #: What it is given to let go of the source: more than it takes for itself.
 _GOODBYE_SECONDS = 0.4
 
@@ -36,9 +38,14 @@ class CaptureProcess:
         self._secrets = tuple(secrets)
         self._lock = threading.Lock()  # of standard input, which two threads write to and one closes
         self._line = b""
+        self._error_line = ""
         self._last_words = ""
-        #: Pieces of text on standard error so far: the decoder complains of damage there.
+        #: Lines so far in which the decoder complained of damage.
         self.complaints = 0
+        #: Changes when H.264 or MJPEG change the size of their frames. OpenCV squeezes them into the first size.
+        self.decoding = ("", 0)
+        #: Drivers and libjpeg say nothing before their words, FFmpeg the level.
+        self._plain_words = bool(settings["camera"])
         self._files = create_slots()
         self.slots = [Slot(file, writable=False) for file in self._files]
         try:
@@ -90,8 +97,7 @@ class CaptureProcess:
                 ended = not content
                 self._line += content
             elif content:
-                self.complaints += 1
-                self._last_words = (self._last_words + content.decode(errors="replace"))[-2048:]
+                self._hear(content.decode(errors="replace"))
             else:
                 self._poll.unregister(self._errors)
         *lines, self._line = self._line.split(b"\n")
@@ -110,10 +116,24 @@ class CaptureProcess:
         except OSError:
             return b""
 
+    def _hear(self, text: str) -> None:
+        *lines, self._error_line = (self._error_line + text)[-_MOST_LINE:].split("\n")
+        for line in filter(str.strip, lines):
+            match = re.match(r"\[OPENCV:FFMPEG:(\d+)\]", line)
+            if match is None and not self._plain_words:
+                continue  # a further line of what FFmpeg said, such as a session's description
+            warning = match is not None and int(match[1]) > _ERROR_LEVEL
+            self.complaints += not warning
+            if not warning or "HTTP error" in line:
+                self._last_words = line
+            if size := re.search(r"Reinit context to (\d+x\d+)", line):
+                self.decoding = (size[1], self.decoding[1])
+            elif "deprecated pixel format" in line:  # once for each new size of MJPEG
+                self.decoding = (self.decoding[0], self.decoding[1] + 1)
+
     def words(self) -> str:
         """The last line that it said on standard error, for people: without secrets, places in memory, or addresses."""
-        lines = [line for line in self._last_words.splitlines() if line.strip()]
-        return without_secrets(lines[-1], self._secrets) if lines else ""
+        return without_secrets(self._last_words, self._secrets)
 
     def forget_words(self) -> None:
         self._last_words = ""
@@ -147,7 +167,7 @@ class CaptureProcess:
 def _environment() -> dict[str, str]:
     """The child finds this package, says why FFmpeg failed, and starts no threads for arithmetic."""
     ours = {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OPENCV_LOG_LEVEL": "SILENT"}
-    ours |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    ours |= {"OPENCV_FFMPEG_LOGLEVEL": "40", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     others = {key: value for key, value in os.environ.items() if not key.startswith("OPENCV_FFMPEG_")}
     if others.get("PYTHONPATH"):
         ours["PYTHONPATH"] += os.pathsep + others["PYTHONPATH"]

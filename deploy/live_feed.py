@@ -1,12 +1,13 @@
-"""A camera or a stream as a feed that does not die: it watches the child that reads it, and begins anew when frames stay
-away, with pauses that grow.
+"""A camera or a stream as a feed that does not die: it watches the child that reads it, and begins anew when frames
+stay away, with pauses that grow.
 
 What it does after a failure depends on what failed:
-  unreachable  nobody answers there, or no camera is there. An attempt costs next to nothing, so it is made every second,
-               and frames are back within three seconds of the server's return
+  unreachable  nobody answers there, or no camera is there. An attempt costs next to nothing, so it is made every
+               second, and frames are back within three seconds of the server's return
   refused      somebody answers, but gives no frames: pauses grow up to most_wait
   lost, stalled, died   the frames ended, stayed away, or the decoder crashed: the first attempt follows at once, and
                pauses grow up to most_wait when that happens again and again
+  resized      the stream's frames have another size: it is opened again at once
   slow         one thread does not decode it in time: it is opened again at once, with more
 """
 
@@ -169,7 +170,8 @@ class LiveFeed:
                 if failure is None:
                     break
                 if process is not None and not failure.child_lives:
-                    process, failure = None, self._end(process, failure)
+                    failure = self._end(process, failure)
+                    process = None
                 ran = self._counts["captured"] > began[0] and time.monotonic() - began[1] > _SOUND_SECONDS
                 attempt = 0 if ran or failure.kind != previous else attempt + 1
                 previous = failure.kind
@@ -199,8 +201,8 @@ class LiveFeed:
         process.forget_words()
         process.open()
         opened: Mapping[str, Any] = {}
-        running = False
-        told_dropped, told_complaints = 0, process.complaints
+        running, decoding = False, process.decoding
+        told_dropped, told_corrupt, told_complaints = 0, 0, process.complaints
         deadline = time.monotonic() + _OPEN_SECONDS + 1
         while not self._stop.is_set():
             messages = process.messages(min(_TICK_SECONDS, deadline - time.monotonic()))
@@ -214,12 +216,16 @@ class LiveFeed:
                     deadline = time.monotonic() + max(_OPEN_SECONDS, 2 * self._options.stall)
                 if "frame" in message:
                     dropped, told_dropped = message["dropped"] - told_dropped, message["dropped"]
-                    self._take_in(process, message, dropped, process.complaints > told_complaints)
+                    corrupt, told_corrupt = message["corrupt"] - told_corrupt, message["corrupt"]
+                    # One that the decoder complained of, and patched up, is damaged too.
+                    self._take_in(process, message, dropped, max(corrupt, process.complaints > told_complaints))
                     told_complaints = process.complaints
                     deadline = time.monotonic() + self._options.stall
                     if not running:
-                        running = True
+                        running, decoding = True, process.decoding
                         self._running(opened)
+            if running and process.decoding != decoding:
+                return _Failure("resized", "its frames have changed their size")
             if time.monotonic() > deadline:
                 if running:
                     reason = f"no frame for {self._options.stall:g} s"
@@ -235,17 +241,16 @@ class LiveFeed:
             self._decoder_threads = os.cpu_count() or 1
         elif not kind:
             kind = "unreachable" if _UNREACHABLE.search(words) or not words else "refused"
-        if words and not ran and self._address.kind == "stream":
-            reason = words
+            reason = words or "nobody answers"
         # One that has decoded is not used again: whatever it has piled up in months goes with it.
         return _Failure(kind, reason, child_lives=not ran and kind != "slow")
 
     def _end(self, process: CaptureProcess, failure: _Failure) -> _Failure:
         self._forget_newest()
-        how = process.end(gently=failure.kind in ("lost", "slow"))
+        how = process.end(gently=failure.kind in ("lost", "slow", "resized"))
         return dataclasses.replace(failure, reason=f"{failure.reason} {how}") if failure.kind == "died" else failure
 
-    def _take_in(self, process: CaptureProcess, message: Mapping[str, Any], dropped: int, damaged: bool) -> None:
+    def _take_in(self, process: CaptureProcess, message: Mapping[str, Any], dropped: int, corrupt: int) -> None:
         """Makes a frame the newest. Raises InputError for one that is not there."""
         slot, height, width = message["frame"], message["height"], message["width"]
         pixels = process.slots[slot].pixels(height, width)
@@ -254,7 +259,7 @@ class LiveFeed:
             old, self._newest = self._newest, _Newest(process, slot, pixels, message["at"], index)
             self._counts["captured"] += dropped + 1
             self._counts["dropped"] += dropped + (old is not None)
-            self._counts["corrupt"] += damaged
+            self._counts["corrupt"] += corrupt
             self._arrivals.append(message["at"])
             self._size = (height, width)
             if math.isnan(self._first_at):
@@ -310,4 +315,3 @@ class LiveFeed:
         if now - self._told.get((state, reason), -math.inf) >= _TELL_AGAIN_SECONDS:
             self._told[state, reason] = now
             self._tell(Event(self.name, state, time.time(), text, facts))
-
