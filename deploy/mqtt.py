@@ -33,6 +33,7 @@ from deploy.status import Snapshot
 _COUNT_SECONDS, _STATS_SECONDS = 0.5, 15.0
 #: Messages that wait for a broker at most: events alone do.
 _MOST_QUEUED = 256
+_QUEUE_IS_FULL = 15  # paho's MQTT_ERR_QUEUE_SIZE
 _FEED_STATES = ("opening", "running", "stalled", "waiting", "ended", "failed")
 
 
@@ -79,9 +80,10 @@ class Mqtt:
     def __init__(self, settings: MqttSettings, labels: Sequence[str], snapshot: Callable[[], Snapshot]) -> None:
         """Raises InputError where paho-mqtt is missing."""
         try:
-            from paho.mqtt import client as paho
+            from paho.mqtt.client import Client
+            from paho.mqtt.enums import CallbackAPIVersion
         except ImportError as error:
-            raise InputError("MQTT needs the package paho-mqtt, which is missing: pip install 'slimdet[mqtt]'") from error
+            raise InputError("MQTT needs paho-mqtt, which is not here; pip install 'slimdet[mqtt]'") from error
         self._settings, self._labels, self._snapshot = settings, labels, snapshot
         self._lock = threading.Lock()
         #: Retained messages as they should stand at the broker, by topic, and those that it was sent.
@@ -91,8 +93,8 @@ class Mqtt:
         self._connected = False
         self._trouble = "no answer yet"
         self._end = threading.Event()
-        client = paho.Client(paho.CallbackAPIVersion.VERSION2, f"slimdet-{secrets.token_hex(6)}", clean_session=True)
-        self._client = client
+        name = f"slimdet-{secrets.token_hex(6)}"
+        self._client = client = Client(CallbackAPIVersion.VERSION2, name, clean_session=True)
         if settings.user is not None:
             client.username_pw_set(settings.user, settings.password)
         if settings.tls:
@@ -129,7 +131,7 @@ class Mqtt:
                 self._want_counts(event.feed, {})  # nobody is seen where nothing is looked at
             self._send_wanted()
         sent = self._client.publish(self._topic("events"), json.dumps(event_json(event), allow_nan=False), qos=1)
-        if sent.rc == 15:  # MQTT_ERR_QUEUE_SIZE
+        if sent.rc == _QUEUE_IS_FULL:
             raise InputError(f"more than {_MOST_QUEUED} events wait for the broker: {self._trouble}; look after it")
 
     def close(self) -> None:
