@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,6 +21,11 @@ from deploy.status import Snapshot
 _MOST_WIDTH = 1280
 
 
+def _interrupt() -> None:
+    """As Ctrl-C: Python hands the signal to the main thread."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 class Window:
     """A window a feed. Q, Escape or closing one ends the run."""
 
@@ -27,12 +33,12 @@ class Window:
 
     def __init__(
         self,
-        stop: Callable[[], None],
         labels: Sequence[str],
         snapshot: Callable[[], Snapshot] | None = None,
         shapes: Mapping[str, Sequence[Shape]] | None = None,
+        stop: Callable[[], None] = _interrupt,
     ) -> None:
-        """stop: called, perhaps more than once, when the user wants the run to end. shapes: by feed.
+        """shapes: by feed. stop: called, perhaps more than once, when the user wants the run to end.
 
         Raises InputError where there is no window to be had.
         """

@@ -1,5 +1,8 @@
 """The window's logic, with an OpenCV that has none replaced by one that remembers what it was told."""
 
+import threading
+import time
+
 import cv2
 import feed_values
 import numpy as np
@@ -25,7 +28,7 @@ def shown(monkeypatch) -> dict:
 
 def test_each_feed_has_a_window_and_the_result_is_left_alone(shown) -> None:
     stopped: list[int] = []
-    window = Window(lambda: stopped.append(1), LABELS)
+    window = Window(LABELS, stop=lambda: stopped.append(1))
     one = feed_values.result(2, size=(1000, 2000))
     window.result(one)
     window.result(feed_values.result(feed="yard"))
@@ -39,7 +42,7 @@ def test_each_feed_has_a_window_and_the_result_is_left_alone(shown) -> None:
 @pytest.mark.parametrize("key", [ord("q"), ord("Q"), 27, 0x100000 | 27])
 def test_a_key_ends_the_run(shown, key: int) -> None:
     stopped: list[int] = []
-    window = Window(lambda: stopped.append(1), LABELS)
+    window = Window(LABELS, stop=lambda: stopped.append(1))
     shown["key"] = ord("x")
     window.result(feed_values.result())
     assert not stopped
@@ -50,12 +53,26 @@ def test_a_key_ends_the_run(shown, key: int) -> None:
 
 def test_closing_the_window_ends_the_run(shown) -> None:
     stopped: list[int] = []
-    window = Window(lambda: stopped.append(1), LABELS)
+    window = Window(LABELS, stop=lambda: stopped.append(1))
     window.result(feed_values.result())
     shown["visible"] = 0.0
     shown["pictures"].clear()
     window.result(feed_values.result())
     assert stopped and not shown["pictures"]  # showing it again would open it again
+
+
+def test_unless_told_otherwise_it_ends_the_run_as_ctrl_c_does(shown) -> None:
+    window = Window(LABELS)
+    shown["key"] = 27
+    ended = False
+    try:
+        thread = threading.Thread(target=window.result, args=(feed_values.result(),))
+        thread.start()
+        thread.join()
+        time.sleep(1)
+    except KeyboardInterrupt:
+        ended = True
+    assert ended
 
 
 def test_where_there_is_no_window_it_is_said_in_one_sentence(monkeypatch) -> None:
@@ -67,6 +84,6 @@ def test_where_there_is_no_window_it_is_said_in_one_sentence(monkeypatch) -> Non
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(InputError, match="DISPLAY is not set"):
-        Window(lambda: None, LABELS)
+        Window(LABELS)
     monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
     check_window()
