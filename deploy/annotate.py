@@ -46,7 +46,7 @@ def annotated(
     classes = result.found.class_ids.tolist()
     tracks = [0] * len(classes) if result.tracks is None else result.tracks.tolist()
     texts = [
-        f"{draw.caption(captions, number)}{f' #{track}' if track else ''} {score:.2f}"
+        (f"{draw.caption(captions, number)}{f' #{track}' if track else ''}", f"{score:.2f}")
         for number, track, score in zip(classes, tracks, result.found.scores.tolist(), strict=True)
     ]
     colours = [draw.colour(number) for number in classes]

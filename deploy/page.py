@@ -3,10 +3,10 @@
 | path | what |
 |---|---|
 | / | the page; page.css, page.js and page.svg are its own |
-| /frame.jpg?feed=&width=&after= | the newest picture, once it is not number `after` (in X-Frame); else 204 |
+| /frame.jpg?feed=&width=&after= | the newest picture, once it is not number `after` (X-Frame); else 204 |
 | /snapshot.jpg?feed=&width= | the newest picture at once |
 | /stream.mjpg?feed=&width= | the same without end, as multipart/x-mixed-replace |
-| /state.json, /history.json, /events | the run's state, the last ten minutes, the state each second (text/event-stream) |
+| /state.json, /history.json, /events | the state, the last ten minutes, the state each second (text/event-stream) |
 | /healthz | 200, or 503 and why |
 | /metrics | for Prometheus |
 """

@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -62,10 +62,14 @@ class Recording:
         settings: RecordingSettings,
         labels: Sequence[str],
         snapshot: Callable[[], Snapshot] | None = None,
-        shapes: dict[str, Sequence[Shape]] | None = None,
+        shapes: Mapping[str, Sequence[Shape]] | None = None,
     ) -> None:
-        """shapes: by feed. Raises InputError where the folder cannot be written to, or h264 is asked for in vain."""
-        self._settings, self._shapes = settings, shapes or {}
+        """snapshot: tells which feeds are live, by default all. shapes: by feed.
+
+        Raises InputError where the folder cannot be written to, or h264 is asked for in vain.
+        """
+        self._settings, self._snapshot, self._shapes = settings, snapshot, shapes or {}
+        self._live: dict[str, bool] = {}
         self._captions = captions(labels)
         self._segments: dict[str, _Segment] = {}
         try:
@@ -81,7 +85,7 @@ class Recording:
 
     def result(self, result: Result) -> None:
         """Raises InputError where the segment cannot be written; the next result begins another one."""
-        now = result.frame.captured or result.finished
+        now = self._time(result)
         segment = self._segments.get(result.feed)
         if segment and not segment.wants(now):
             return  # its picture would be left out, so it is not drawn either
@@ -107,6 +111,16 @@ class Recording:
     def close(self) -> None:
         for feed in list(self._segments):
             self._finish(feed)
+
+    def _time(self, result: Result) -> float:
+        """Seconds by which the film is paced: of the clock when the frame arrived; of a file, which is read as fast as
+        it goes, the file's own."""
+        if result.feed not in self._live:
+            feeds = self._snapshot().feeds if self._snapshot else ()
+            self._live[result.feed] = next((feed.live for feed in feeds if feed.name == result.feed), True)
+        if not self._live[result.feed]:
+            return result.frame.time
+        return result.frame.captured or result.finished
 
     def _finish(self, feed: str) -> None:
         self._segments.pop(feed).finish()
@@ -137,7 +151,7 @@ class _Segment:
         self._writer = make(self._temporary, settings.fps, size)
 
     def wants(self, now: float) -> bool:
-        return self._due(now) > self._written or now >= self._end
+        return self._due(now) > self._written or now >= self._end or now < self._newest
 
     def continues(self, now: float, picture: np.ndarray) -> bool:
         return now < self._end and picture.shape == self._shape and 0 <= now - self._newest < _LONGEST_PAUSE
@@ -196,8 +210,7 @@ class _Ffmpeg:
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
         self._path = path
         raw = ["-f", "rawvideo", "-pix_fmt", "bgr24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "pipe:0"]
-        # Without look-ahead it needs little memory and finishes at once.
-        coded = ["-c:v", "libx264", "-preset", "veryfast", "-tune", "zerolatency", "-crf", "24", "-pix_fmt", "yuv420p"]
+        coded = ["-c:v", "libx264", "-threads", "2", "-preset", "veryfast", "-crf", "24", "-pix_fmt", "yuv420p"]
         coded += ["-g", str(max(1, round(fps * 2))), "-movflags", "+frag_keyframe+empty_moov+default_base_moof"]
         command = ["ffmpeg", "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *raw, *coded, "-f", "mp4"]
         # In a session of its own, so that Ctrl-C leaves it the time to finish its file.
@@ -209,6 +222,8 @@ class _Ffmpeg:
             start_new_session=True,
             bufsize=0,
         )
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, 10)  # detection goes first
 
     def write(self, picture: np.ndarray) -> None:
         assert self._process.stdin is not None  # a pipe was asked for

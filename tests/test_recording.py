@@ -60,6 +60,18 @@ def test_the_film_runs_as_long_as_the_clock_whatever_the_feed_s_rate(tmp_path: P
         assert frames[0].shape == (96, 128, 3) and abs(int(frames[-1][60, 100, 0]) - 2 * 40) < 12
 
 
+def test_a_file_that_is_read_faster_than_it_runs_keeps_its_own_time_and_a_loop_begins_anew(tmp_path: Path) -> None:
+    feeds = (feed_values.feed_status(live=False),)
+    snapshot = feed_values.snapshot(feeds=feeds)
+    record = Recording(RecordingSettings(tmp_path, fps=10, codec="mpeg4"), LABELS, lambda: snapshot)
+    for _ in range(2):
+        for i in range(20):
+            frame = Frame("v.mp4", i, i / 10, np.zeros((32, 48, 3), np.uint8), 1000 + i / 1000)
+            record.result(feed_values.result(frame=frame))
+    record.close()
+    assert [len(read(path)[1]) for path in segments(tmp_path)] == [20, 20]
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_new_segment_at_its_length_at_another_size_and_after_a_pause(tmp_path: Path, codec) -> None:
     record = Recording(RecordingSettings(tmp_path, fps=10, seconds=1.0, codec=codec), LABELS)
