@@ -1,0 +1,278 @@
+"""Zones that objects enter and leave, and lines that they cross: counts and events of one feed.
+
+An object is where it stands: at the middle of its box's lower edge. Boxes tremble, and whoever stands on a border must
+not come and go with every frame: one leaves a zone, or a side of a line, only by a tenth of the box's height.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deploy.detections import Detections
+from deploy.errors import InputError
+from deploy.output import label_of, printable
+from deploy.polygon import area, border_distance, inside
+from deploy.result import Event
+from deploy.tracking import TrackSettings
+
+#: Of the box's height: how far beyond a border one is to be, to have left. Detections err by a twentieth.
+_MARGIN = 0.1
+_MOST_POINTS = 100
+
+Point = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Zone:
+    """A part of the picture. Raises InputError for points that bound none."""
+
+    #: Unique among the feed's zones and lines.
+    name: str
+    #: Three or more vertices x, y, as parts of the picture's width and height, 0..1: they hold at any resolution.
+    points: tuple[Point, ...]
+    #: Labels that count; () for all.
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 3 <= len(self.points) <= _MOST_POINTS:
+            raise InputError(
+                f"a zone has 3 to {_MOST_POINTS} points, {self.name!r} has {len(self.points)}; give its corners in turn"
+            )
+        _check_points(self.name, self.points)
+        if area(np.array(self.points)) == 0:
+            raise InputError(f"a zone's points bound an area, those of {self.name!r} do not; give its corners in turn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A border to cross. To go from the left to the right of who walks from start to end, is in; the other way, out.
+
+    Raises InputError for two points that are one.
+    """
+
+    #: As Zone has them.
+    name: str
+    start: Point
+    end: Point
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_points(self.name, (self.start, self.end))
+        if self.start == self.end:
+            raise InputError(f"a line has two ends, those of {self.name!r} are one; give another end")
+
+
+def _check_points(name: str, points: Sequence[Point]) -> None:
+    for point in points:
+        if not (len(point) == 2 and all(math.isfinite(value) and 0 <= value <= 1 for value in point)):
+            raise InputError(
+                f"a point is x, y from 0 to 1, parts of the picture's width and height, {name!r} has {point}; divide "
+                "pixels by the picture's size"
+            )
+
+
+@dataclasses.dataclass
+class _Visit:
+    """An object as a zone knows it."""
+
+    label: str
+    inside: bool
+    #: When it came in, and when it was last seen, seconds of the feed.
+    since: float
+    seen: float
+
+
+@dataclasses.dataclass
+class _Side:
+    """An object as a line knows it: where it last was clearly on a side."""
+
+    #: Pixels from the line, above 0 on its right.
+    distance: float
+    point: np.ndarray
+    seen: float
+
+
+class _ZoneCounts:
+    def __init__(self, zone: Zone) -> None:
+        self.zone = zone
+        self.visits: dict[int, _Visit] = {}
+        self.entered: collections.Counter[str] = collections.Counter()
+        self.left: collections.Counter[str] = collections.Counter()
+
+
+class _LineCounts:
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.sides: dict[int, _Side] = {}
+        self.crossed: dict[str, collections.Counter[str]] = {"in": collections.Counter(), "out": collections.Counter()}
+
+
+class Zones:
+    """What the zones and lines of one feed have counted so far.
+
+    Raises InputError for a name that is there twice, and a label that the model does not have.
+    """
+
+    def __init__(
+        self,
+        feed: str,
+        zones: Sequence[Zone],
+        lines: Sequence[Line],
+        labels: Sequence[str],
+        lost_seconds: float = TrackSettings.lost_seconds,
+    ) -> None:
+        """labels: the model's. lost_seconds: the tracker's; who is not seen for longer has left."""
+        every: list[Zone | Line] = [*zones, *lines]
+        names = [one.name for one in every]
+        for name in names:
+            if not name or names.count(name) > 1:
+                raise InputError(f"zones and lines have a name each, {name!r} is none or there twice; choose others")
+        for one in every:
+            for label in one.labels:
+                if label not in labels:
+                    raise InputError(
+                        f"a label of {one.name!r} is one of the model's ({', '.join(labels[:5])}, ...), not {label!r}; "
+                        "correct it"
+                    )
+        self._feed, self._labels, self._lost_seconds = feed, labels, lost_seconds
+        self._zones, self._lines = [_ZoneCounts(zone) for zone in zones], [_LineCounts(line) for line in lines]
+        self._time = -math.inf
+
+    def update(
+        self, frame_hw: tuple[int, int], found: Detections, tracks: np.ndarray | None, time: float, at: float
+    ) -> tuple[tuple[Event, ...], Mapping[str, Any]]:
+        """What happened in a frame, and what is counted since the beginning.
+
+        frame_hw: height and width of the frame. found: what is shown of it. tracks: int64 (n,) from Tracker.update, of
+        the same detections; those with 0 are left out. None where nothing tracks: then zones tell only how many are
+        inside now. time: of the frame, seconds, the clock that the tracker is given; dwelling is measured by it. at:
+        seconds since 1970, for the events.
+
+        The counts by name: of a zone {"inside", "entered", "left"}, each by label, and "dwell_s", the seconds of
+        everyone inside by identity; of a line {"in", "out"} by label. Identities that the tracker has lost for
+        lost_seconds have left. entered less left is inside, always.
+        """
+        events: list[Event] = []
+        if time < self._time:
+            self._forget(math.inf, at, events)
+        self._time = time
+        self._forget(time, at, events)
+        size = np.array(frame_hw[::-1], np.float64)
+        boxes = found.boxes.astype(np.float64)
+        points = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, boxes[:, 3]], axis=1)
+        # Whoever is cut by the picture's lower border stands in a zone that reaches down to it.
+        points = np.clip(points, 0.5, size - 0.5)
+        margins = _MARGIN * (boxes[:, 3] - boxes[:, 1])
+        labels = [label_of(self._labels, class_id) for class_id in found.class_ids.tolist()]
+        now: dict[str, collections.Counter[str]] = {}
+        for zone in self._zones:
+            polygon = np.array(zone.zone.points) * size
+            within = inside(points, polygon)
+            far = ~within & (border_distance(points, polygon) > margins)
+            counted = [index for index, label in enumerate(labels) if label in (zone.zone.labels or labels)]
+            if tracks is None:
+                now[zone.zone.name] = collections.Counter(labels[index] for index in counted if within[index])
+                continue
+            for index in counted:
+                if identity := int(tracks[index]):
+                    state = bool(within[index]), bool(far[index])
+                    self._step_zone(zone, identity, labels[index], *state, at, events)
+            now[zone.zone.name] = collections.Counter(one.label for one in zone.visits.values() if one.inside)
+        if tracks is not None:
+            for line in self._lines:
+                ends = np.array([line.line.start, line.line.end]) * size
+                for index, label in enumerate(labels):
+                    if (identity := int(tracks[index])) and label in (line.line.labels or labels):
+                        self._step_line(line, ends, identity, label, points[index], margins[index], at, events)
+        return tuple(events), self._counts(now)
+
+    def _step_zone(
+        self, zone: _ZoneCounts, identity: int, label: str, within: bool, far: bool, at: float, events: list[Event]
+    ) -> None:
+        """far: outside, and not near the border."""
+        visit = zone.visits.setdefault(identity, _Visit(label, False, self._time, self._time))
+        visit.seen = self._time
+        if within and not visit.inside:
+            visit.inside, visit.since = True, self._time
+            zone.entered[visit.label] += 1
+            facts = {"zone": zone.zone.name, "track": identity, "label": visit.label}
+            text = f"{visit.label} {identity} entered {zone.zone.name}"
+            events.append(Event(self._feed, "entered", at, printable(text), facts))
+        elif far and visit.inside:
+            self._leave(zone, identity, visit, at, events)
+
+    def _leave(self, zone: _ZoneCounts, identity: int, visit: _Visit, at: float, events: list[Event]) -> None:
+        """Whoever is lost was there until last seen."""
+        visit.inside = False
+        zone.left[visit.label] += 1
+        dwell = round(visit.seen - visit.since, 3)
+        facts = {"zone": zone.zone.name, "track": identity, "label": visit.label, "dwell_s": dwell}
+        text = f"{visit.label} {identity} left {zone.zone.name} after {dwell:.1f} s"
+        events.append(Event(self._feed, "left", at, printable(text), facts))
+
+    def _step_line(
+        self,
+        line: _LineCounts,
+        ends: np.ndarray,
+        identity: int,
+        label: str,
+        point: np.ndarray,
+        margin: float,
+        at: float,
+        events: list[Event],
+    ) -> None:
+        direction = ends[1] - ends[0]
+        length = max(float(np.hypot(*direction)), 1e-9)
+        offset = point - ends[0]
+        distance = float(direction[0] * offset[1] - direction[1] * offset[0]) / length
+        side = line.sides.setdefault(identity, _Side(distance, point, self._time))
+        side.seen = self._time
+        if abs(distance) <= margin:
+            return
+        if distance * side.distance < 0:
+            # Where the way between the two points meets the line, as a part of its length.
+            meets = side.point + (point - side.point) * (side.distance / (side.distance - distance))
+            if 0 <= float((meets - ends[0]) @ direction) / length**2 <= 1:
+                way = "in" if distance > 0 else "out"
+                line.crossed[way][label] += 1
+                facts = {"line": line.line.name, "track": identity, "label": label, "direction": way}
+                text = f"{label} {identity} crossed {line.line.name}, {way}"
+                events.append(Event(self._feed, "crossed", at, printable(text), facts))
+        side.distance, side.point = distance, point
+
+    def _forget(self, time: float, at: float, events: list[Event]) -> None:
+        """Whoever was not seen for lost_seconds before `time`."""
+        for zone in self._zones:
+            for identity, visit in list(zone.visits.items()):
+                if time - visit.seen > self._lost_seconds:
+                    if visit.inside:
+                        self._leave(zone, identity, visit, at, events)
+                    del zone.visits[identity]
+        for line in self._lines:
+            line.sides = {
+                identity: side for identity, side in line.sides.items() if time - side.seen <= self._lost_seconds
+            }
+
+    def _counts(self, now: Mapping[str, collections.Counter[str]]) -> dict[str, Any]:
+        counts: dict[str, Any] = {}
+        for zone in self._zones:
+            dwell = {
+                str(identity): round(self._time - visit.since, 3)
+                for identity, visit in zone.visits.items()
+                if visit.inside
+            }
+            counts[zone.zone.name] = {
+                "inside": dict(now[zone.zone.name]),
+                "entered": dict(zone.entered),
+                "left": dict(zone.left),
+                "dwell_s": dwell,
+            }
+        for line in self._lines:
+            counts[line.line.name] = {way: dict(counted) for way, counted in line.crossed.items()}
+        return counts
