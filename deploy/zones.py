@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,8 +37,6 @@ class Zone:
     name: str
     #: Three or more vertices x, y, as parts of the picture's width and height, 0..1: they hold at any resolution.
     points: tuple[Point, ...]
-    #: Labels that count; () for all.
-    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 3 <= len(self.points) <= _MOST_POINTS:
@@ -60,7 +59,6 @@ class Line:
     name: str
     start: Point
     end: Point
-    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_points(self.name, (self.start, self.end))
@@ -92,9 +90,8 @@ class _Visit:
 class _Side:
     """An object as a line knows it: where it last was clearly on a side."""
 
-    #: Pixels from the line, above 0 on its right.
-    distance: float
-    point: np.ndarray
+    #: x, y as parts of the picture's width and height.
+    place: np.ndarray
     seen: float
 
 
@@ -116,7 +113,7 @@ class _LineCounts:
 class Zones:
     """What the zones and lines of one feed have counted so far.
 
-    Raises InputError for a name that is there twice, and a label that the model does not have.
+    Raises InputError for a name that is there twice.
     """
 
     def __init__(
@@ -128,18 +125,10 @@ class Zones:
         lost_seconds: float = TrackSettings.lost_seconds,
     ) -> None:
         """labels: the model's. lost_seconds: the tracker's; who is not seen for longer has left."""
-        every: list[Zone | Line] = [*zones, *lines]
-        names = [one.name for one in every]
+        names = [zone.name for zone in zones] + [line.name for line in lines]
         for name in names:
             if not name or names.count(name) > 1:
                 raise InputError(f"zones and lines have a name each, {name!r} is none or there twice; choose others")
-        for one in every:
-            for label in one.labels:
-                if label not in labels:
-                    raise InputError(
-                        f"a label of {one.name!r} is one of the model's ({', '.join(labels[:5])}, ...), not {label!r}; "
-                        "correct it"
-                    )
         self._feed, self._labels, self._lost_seconds = feed, labels, lost_seconds
         self._zones, self._lines = [_ZoneCounts(zone) for zone in zones], [_LineCounts(line) for line in lines]
         self._time = -math.inf
@@ -175,21 +164,18 @@ class Zones:
             polygon = np.array(zone.zone.points) * size
             within = inside(points, polygon)
             far = ~within & (border_distance(points, polygon) > margins)
-            counted = [index for index, label in enumerate(labels) if label in (zone.zone.labels or labels)]
             if tracks is None:
-                now[zone.zone.name] = collections.Counter(labels[index] for index in counted if within[index])
+                now[zone.zone.name] = collections.Counter(itertools.compress(labels, within))
                 continue
-            for index in counted:
+            for index, label in enumerate(labels):
                 if identity := int(tracks[index]):
-                    state = bool(within[index]), bool(far[index])
-                    self._step_zone(zone, identity, labels[index], *state, at, events)
+                    self._step_zone(zone, identity, label, bool(within[index]), bool(far[index]), at, events)
             now[zone.zone.name] = collections.Counter(one.label for one in zone.visits.values() if one.inside)
         if tracks is not None:
             for line in self._lines:
-                ends = np.array([line.line.start, line.line.end]) * size
                 for index, label in enumerate(labels):
-                    if (identity := int(tracks[index])) and label in (line.line.labels or labels):
-                        self._step_line(line, ends, identity, label, points[index], margins[index], at, events)
+                    if identity := int(tracks[index]):
+                        self._step_line(line, size, identity, label, points[index], margins[index], at, events)
         return tuple(events), self._counts(now)
 
     def _step_zone(
@@ -219,7 +205,7 @@ class Zones:
     def _step_line(
         self,
         line: _LineCounts,
-        ends: np.ndarray,
+        size: np.ndarray,
         identity: int,
         label: str,
         point: np.ndarray,
@@ -227,24 +213,25 @@ class Zones:
         at: float,
         events: list[Event],
     ) -> None:
-        direction = ends[1] - ends[0]
-        length = max(float(np.hypot(*direction)), 1e-9)
-        offset = point - ends[0]
-        distance = float(direction[0] * offset[1] - direction[1] * offset[0]) / length
-        side = line.sides.setdefault(identity, _Side(distance, point, self._time))
+        start, end = np.array([line.line.start, line.line.end]) * size
+        side = line.sides.setdefault(identity, _Side(point / size, self._time))
         side.seen = self._time
+        distance = _to_the_right(point, start, end)
         if abs(distance) <= margin:
             return
-        if distance * side.distance < 0:
-            # Where the way between the two points meets the line, as a part of its length.
-            meets = side.point + (point - side.point) * (side.distance / (side.distance - distance))
-            if 0 <= float((meets - ends[0]) @ direction) / length**2 <= 1:
-                way = "in" if distance > 0 else "out"
-                line.crossed[way][label] += 1
-                facts = {"line": line.line.name, "track": identity, "label": label, "direction": way}
-                text = f"{label} {identity} crossed {line.line.name}, {way}"
-                events.append(Event(self._feed, "crossed", at, printable(text), facts))
-        side.distance, side.point = distance, point
+        before = side.place * size
+        distance_before = _to_the_right(before, start, end)
+        side.place = point / size
+        if distance * distance_before >= 0:
+            return
+        # Where the way between the two points meets the line, as a part of its length.
+        meets = before + (point - before) * (distance_before / (distance_before - distance))
+        if 0 <= float((meets - start) @ (end - start)) / float((end - start) @ (end - start)) <= 1:
+            way = "in" if distance > 0 else "out"
+            line.crossed[way][label] += 1
+            facts = {"line": line.line.name, "track": identity, "label": label, "direction": way}
+            text = f"{label} {identity} crossed {line.line.name}, {way}"
+            events.append(Event(self._feed, "crossed", at, printable(text), facts))
 
     def _forget(self, time: float, at: float, events: list[Event]) -> None:
         """Whoever was not seen for lost_seconds before `time`."""
@@ -276,3 +263,9 @@ class Zones:
         for line in self._lines:
             counts[line.line.name] = {way: dict(counted) for way, counted in line.crossed.items()}
         return counts
+
+
+def _to_the_right(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
+    """Pixels by which the point is to the right of who walks from start to end; below 0 to the left. y is downwards."""
+    along, offset = end - start, point - start
+    return float(along[0] * offset[1] - along[1] * offset[0]) / float(np.hypot(*along))
