@@ -26,7 +26,8 @@ def border_distance(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
     to_points = points[:, None] - polygon
     squares = np.maximum((edges**2).sum(axis=1), np.finfo(np.float64).tiny)
     along = np.clip((to_points * edges).sum(axis=2) / squares, 0, 1)
-    distances: np.ndarray = np.linalg.norm(to_points - along[..., None] * edges, axis=2).min(axis=1)
+    squared_distances = ((to_points - along[..., None] * edges) ** 2).sum(axis=2)
+    distances: np.ndarray = np.sqrt(squared_distances.min(axis=1))
     return distances
 
 

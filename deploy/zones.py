@@ -91,7 +91,7 @@ class _Side:
     """An object as a line knows it: where it last was clearly on a side."""
 
     #: x, y as parts of the picture's width and height.
-    place: np.ndarray
+    place: Point
     seen: float
 
 
@@ -152,7 +152,8 @@ class Zones:
             self._forget(math.inf, at, events)
         self._time = time
         self._forget(time, at, events)
-        size = np.array(frame_hw[::-1], np.float64)
+        height, width = frame_hw
+        size = np.array([width, height], np.float64)
         boxes = found.boxes.astype(np.float64)
         points = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, boxes[:, 3]], axis=1)
         # Whoever is cut by the picture's lower border stands in a zone that reaches down to it.
@@ -172,10 +173,12 @@ class Zones:
                     self._step_zone(zone, identity, label, bool(within[index]), bool(far[index]), at, events)
             now[zone.zone.name] = collections.Counter(one.label for one in zone.visits.values() if one.inside)
         if tracks is not None:
+            parts = (points / size).tolist()
             for line in self._lines:
                 for index, label in enumerate(labels):
                     if identity := int(tracks[index]):
-                        self._step_line(line, size, identity, label, points[index], margins[index], at, events)
+                        margin = float(margins[index])
+                        self._step_line(line, (width, height), identity, label, parts[index], margin, at, events)
         return tuple(events), self._counts(now)
 
     def _step_zone(
@@ -205,28 +208,26 @@ class Zones:
     def _step_line(
         self,
         line: _LineCounts,
-        size: np.ndarray,
+        size: Point,
         identity: int,
         label: str,
-        point: np.ndarray,
+        place: Point,
         margin: float,
         at: float,
         events: list[Event],
     ) -> None:
-        start, end = np.array([line.line.start, line.line.end]) * size
-        side = line.sides.setdefault(identity, _Side(point / size, self._time))
+        start, end = line.line.start, line.line.end
+        side = line.sides.setdefault(identity, _Side(place, self._time))
         side.seen = self._time
-        distance = _to_the_right(point, start, end)
+        distance = _to_the_right(place, start, end, size)
         if abs(distance) <= margin:
             return
-        before = side.place * size
-        distance_before = _to_the_right(before, start, end)
-        side.place = point / size
+        before, side.place = side.place, place
+        distance_before = _to_the_right(before, start, end, size)
         if distance * distance_before >= 0:
             return
-        # Where the way between the two points meets the line, as a part of its length.
-        meets = before + (point - before) * (distance_before / (distance_before - distance))
-        if 0 <= float((meets - start) @ (end - start)) / float((end - start) @ (end - start)) <= 1:
+        # The way meets the line between its ends where these are on different sides of the way.
+        if _to_the_right(start, before, place, size) * _to_the_right(end, before, place, size) <= 0:
             way = "in" if distance > 0 else "out"
             line.crossed[way][label] += 1
             facts = {"line": line.line.name, "track": identity, "label": label, "direction": way}
@@ -265,7 +266,9 @@ class Zones:
         return counts
 
 
-def _to_the_right(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
-    """Pixels by which the point is to the right of who walks from start to end; below 0 to the left. y is downwards."""
-    along, offset = end - start, point - start
-    return float(along[0] * offset[1] - along[1] * offset[0]) / float(np.hypot(*along))
+def _to_the_right(place: Point, start: Point, end: Point, size: Point) -> float:
+    """Pixels by which the place is to the right of who walks from start to end; below 0 to the left. All three are
+    parts of the picture's width and height, size in pixels, which y counts downwards."""
+    along_x, along_y = (end[0] - start[0]) * size[0], (end[1] - start[1]) * size[1]
+    x, y = (place[0] - start[0]) * size[0], (place[1] - start[1]) * size[1]
+    return (along_x * y - along_y * x) / math.hypot(along_x, along_y)
