@@ -73,7 +73,7 @@ def _pairs(true: Named, seen: Named, close: np.ndarray, last: dict[int, int]) ->
     of the rest as many as can be, and of these as close as can be."""
     gain = np.where(close > 0, len(true.identities) + close, 0)
     places = {int(name): column for column, name in enumerate(seen.identities)}
-    pairs = {}
+    pairs: dict[int, int] = {}
     for row, name in enumerate(true.identities.tolist()):
         column = places.get(last.get(name, -1), -1)
         if column >= 0 and close[row, column] > 0 and int(seen.identities[column]) not in pairs.values():

@@ -86,7 +86,8 @@ class _Figures:
         self._processor.append(one.processor_ms)
         self._detections.append(len(one.found))
         named = one.identities > 0
-        for identity, class_id in zip(one.identities[named].tolist(), one.found.class_ids[named].tolist(), strict=True):
+        classes = one.found.class_ids[named].tolist()
+        for identity, class_id in zip(one.identities[named].tolist(), classes, strict=True):
             self._classes[identity] = class_id
             self._frames[identity] = self._frames.get(identity, 0) + 1
         if self._only is not None:
@@ -162,13 +163,13 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n\n".join(sections)
 
 
-@click.command(no_args_is_help=True, epilog="Example: python -m benchmarks.tracking yolo_int8.tflite --video street.mp4")
+@click.command(no_args_is_help=True, epilog="Example: python -m benchmarks.tracking yolo_int8.tflite --video town.mp4")
 @click.argument("model", metavar="M.tflite", type=click.Path(path_type=Path))
 @click.option("--video", type=click.Path(path_type=Path), help="Film to track; the drawn scene without it.")
 @click.option("--mot", type=click.Path(path_type=Path), help="Truth of the film in MOTChallenge's form.")
 @click.option("--label", help="The only class that is held against --mot.")
 @click.option("--frames", type=click.IntRange(1), default=1000, show_default=True, help="Of the drawn scene.")
-@click.option("--conf", type=click.FloatRange(0, 1), default=0.25, show_default=True, help="Least score of a new track.")
+@click.option("--conf", type=click.FloatRange(0, 1), default=0.25, show_default=True, help="Of a new track.")
 @click.option("--sheet", type=click.Path(path_type=Path), help=f"Picture (PNG) of every {_SHEET_EVERY}th frame.")
 @json_option("Write the result here as JSON; - is standard output.")
 @debug_option
@@ -203,7 +204,7 @@ def main(
             picture.add(one)
         truths = [pattern.frame(number)[1] for number in range(frames)]
         truth = [Named(one.identities, one.found.boxes) for one in truths]
-    result = {"schema": SCHEMA, "model": str(model), "video": str(video) if video else "pattern", "conf": conf}
+    result: dict[str, Any] = {"schema": SCHEMA, "model": str(model), "video": str(video or "pattern"), "conf": conf}
     result |= {"unsure": settings.unsure, **figures.as_json()}
     result["against_truth"] = identity_figures(truth, figures.seen) if truth is not None else None
     result["environment"] = environment()

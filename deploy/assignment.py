@@ -22,12 +22,11 @@ def assign(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     gain: float (n, m), finite; what is not above 0 is never taken.
     """
-    good = gain > 0
-    in_row, in_column = good.sum(axis=1), good.sum(axis=0)
-    alone = good & (in_row == 1)[:, None] & (in_column == 1)
-    rows, columns = np.nonzero(alone)
-    shared_rows, shared_columns = np.nonzero(good & ~alone)
-    if len(shared_rows):
+    rows, columns = (gain > 0).nonzero()
+    alone = (np.bincount(rows, minlength=1)[rows] == 1) & (np.bincount(columns, minlength=1)[columns] == 1)
+    if not alone.all():
+        shared_rows, shared_columns = rows[~alone], columns[~alone]
+        rows, columns = rows[alone], columns[alone]
         costs = (-gain[shared_rows, shared_columns]).tolist()
         more_rows, more_columns = _solve(shared_rows.tolist(), shared_columns.tolist(), costs, gain.shape[1])
         rows, columns = np.concatenate([rows, more_rows]), np.concatenate([columns, more_columns])

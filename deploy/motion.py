@@ -23,6 +23,7 @@ _MEASURED = 1 / 20
 _ACCELERATION = 0.6
 #: How much sizes drift, and centres beside their velocity: sizes, after one second.
 _DRIFT = np.array([0.3, 0.3, 0.45, 0.45])
+_WANDER, _DRIFT_SQUARED = _ACCELERATION**2 * np.array([1, 1, 0, 0]), _DRIFT**2
 #: Standard deviation of the velocity of a box that was seen once, sizes a second. People and cars seen from a street
 #: camera move by one to three of their heights a second.
 _FIRST_VELOCITY = 2.0
@@ -34,39 +35,39 @@ def first_state(boxes: np.ndarray) -> np.ndarray:
     """States of boxes seen once, at rest. boxes: (n, 4) x1, y1, x2, y2, finite."""
     state = np.zeros((len(boxes), 5, 4))
     state[:, 0] = _to_center(boxes)
-    size = _size(state)
-    state[:, 2] = (_MEASURED * size) ** 2
-    state[:, 4, :2] = (_FIRST_VELOCITY * size) ** 2
+    area = _area(state)[:, 0]
+    state[:, 2] = _MEASURED**2 * area
+    state[:, 4, :2] = _FIRST_VELOCITY**2 * area
     return state
 
 
 def predict(state: np.ndarray, seconds: float) -> None:
     """Moves states on by the time, in place. seconds: finite, at least 0."""
-    position, velocity, variance, covariance, velocity_variance = (state[:, part] for part in range(5))
-    size = _size(state)
-    wander = np.zeros_like(position)
-    wander[:, :2] = (_ACCELERATION * size) ** 2
-    position += seconds * velocity
-    variance += seconds * (2 * covariance + seconds * (velocity_variance + wander * (seconds / 3)))
-    variance += seconds * (_DRIFT * size) ** 2
-    covariance += seconds * (velocity_variance + wander * (seconds / 2))
-    velocity_variance += seconds * wander
+    t = seconds
+    # Every number of a state after the time is a sum of those before, times these,
+    step = np.array(
+        [[1, t, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 2 * t, t * t], [0, 0, 0, 1, t], [0, 0, 0, 0, 1]], np.float64
+    )
+    # and what the noise adds, for a box of the size 1.
+    wander = t * _WANDER
+    noise = np.zeros((5, 4))
+    noise[2] = wander * (t * t / 3) + t * _DRIFT_SQUARED
+    noise[3] = wander * (t / 2)
+    noise[4] = wander
+    area = _area(state)
+    np.copyto(state, step @ state)
+    state += area * noise
 
 
 def correct(state: np.ndarray, boxes: np.ndarray) -> None:
     """Learns from a detection for each state, in place. boxes: (n, 4) x1, y1, x2, y2, finite."""
-    position, velocity, variance, covariance, velocity_variance = (state[:, part] for part in range(5))
-    measured = _to_center(boxes)
-    noise = (_MEASURED * _size(state)) ** 2
-    error = measured - position
-    total = variance + noise
-    gain, velocity_gain = variance / total, covariance / total
-    position += gain * error
-    velocity += velocity_gain * error
-    velocity_variance -= velocity_gain * covariance
-    covariance *= 1 - gain
-    variance *= 1 - gain
-    np.maximum(position[:, 2:], _LEAST_SIDE, out=position[:, 2:])
+    error = _to_center(boxes) - state[:, 0]
+    covariance = state[:, 3].copy()
+    gains = state[:, 2:4] / (state[:, 2] + _MEASURED**2 * _area(state)[:, 0])[:, None]
+    state[:, :2] += gains * error[:, None]
+    state[:, 2:4] *= 1 - gains[:, :1]
+    state[:, 4] -= gains[:, 1] * covariance
+    np.maximum(state[:, 0, 2:], _LEAST_SIDE, out=state[:, 0, 2:])
 
 
 def boxes_of(state: np.ndarray) -> np.ndarray:
@@ -75,10 +76,10 @@ def boxes_of(state: np.ndarray) -> np.ndarray:
     return np.concatenate([center - half, center + half], axis=1)
 
 
-def _size(state: np.ndarray) -> np.ndarray:
-    """(n, 1): side of a square of the box's area, pixels."""
-    size: np.ndarray = np.sqrt(state[:, 0, 2:3] * state[:, 0, 3:4])
-    return size
+def _area(state: np.ndarray) -> np.ndarray:
+    """(n, 1, 1): of the boxes, square pixels; the square of what is called their size here."""
+    area: np.ndarray = state[:, 0, 2] * state[:, 0, 3]
+    return area[:, None, None]
 
 
 def _to_center(boxes: np.ndarray) -> np.ndarray:

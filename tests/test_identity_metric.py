@@ -76,8 +76,8 @@ def test_idf1_is_the_best_of_all_ways_to_pair_identities(seed: int) -> None:
 
 def test_mots_form(tmp_path: Path) -> None:
     path = tmp_path / "gt.txt"
-    lines = ["1,3,10,20,30,40,1,1,0.5", "2,3,11,20,30,40,1,1,1", "2,4,0,0,5,5,0,1,1", "2,5,0,0,5,5,1,7,1", "3,6,1,2,3,4"]
-    path.write_text("\n".join(lines))
+    lines = ["1,3,10,20,30,40,1,1,0.5", "2,3,11,20,30,40,1,1,1", "2,4,0,0,5,5,0,1,1", "2,5,0,0,5,5,1,7,1"]
+    path.write_text("\n".join([*lines, "3,6,1,2,3,4"]))
     frames = read_mot(path, 4)
     assert [frame.identities.tolist() for frame in frames] == [[3], [3], [6], []]
     assert frames[0].boxes.tolist() == [[10, 20, 40, 60]] and frames[3].boxes.shape == (0, 4)
