@@ -14,6 +14,7 @@ from deploy.detections import Detections
 from deploy.errors import InputError
 from deploy.pipeline import Found
 from deploy.result import Event, Result
+from deploy.source import Frame
 
 if TYPE_CHECKING:
     from deploy.tracking import Tracker
@@ -65,7 +66,7 @@ class Analysis:
             unsure = min(_UNSURE, settings.conf)
             self._tracker = tracking.Tracker(tracking.TrackSettings(settings.conf, unsure, lost_seconds=_LOST_SECONDS))
         if source.zones or source.lines:
-            self._zones = _zones(source, labels)
+            self._zones = zones_of(source, labels)
 
     def result(self, one: Found) -> Result:
         begin = time.perf_counter()
@@ -75,7 +76,7 @@ class Analysis:
         events: tuple[Event, ...] = ()
         counts: Mapping[str, Any] = {}
         if self._tracker is not None:
-            now = one.frame.captured if self._live else one.frame.time
+            now = self._time(one.frame)
             identities = self._tracker.update(found, now)
             sure |= self._are_worthy(identities, sure, now)
             identities = identities[sure]
@@ -103,12 +104,17 @@ class Analysis:
         height, width = one.frame.pixels.shape[:2]
         # Events are told in seconds since 1970: now, less the frame's age.
         at = time.time() - (time.monotonic() - one.frame.captured if self._live else 0.0)
-        return self._zones.update((height, width), found, identities, at)
+        return self._zones.update((height, width), found, identities, self._time(one.frame), at)
+
+    def _time(self, frame: Frame) -> float:
+        """Seconds, of the clock that frames are told apart by."""
+        return frame.captured if self._live else frame.time
 
 
-def _zones(source: SourceSettings, labels: Sequence[str]) -> Zones:
+def zones_of(source: SourceSettings, labels: Sequence[str]) -> Zones:
+    """Raises InputError for zones and lines that cannot be."""
     from deploy.zones import Line, Zone, Zones
 
     zones = [Zone(name, points) for name, points in source.zones.items()]
     lines = [Line(name, points[0], points[1]) for name, points in source.lines.items()]
-    return Zones(source.name, zones, lines, labels)
+    return Zones(source.name, zones, lines, labels, _LOST_SECONDS)

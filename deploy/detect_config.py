@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.address import Address, parse_address
+from deploy.analysis import zones_of
 from deploy.backend import parse_backend
 from deploy.capture import CaptureOptions
 from deploy.checked_values import Place, Section
@@ -39,6 +40,7 @@ from deploy.detect_settings import (
     DetectSettings, LinkSettings, PageAddress, Points, RecordSettings, SourceSettings,
 )  # fmt: skip
 from deploy.errors import BackendError, InputError
+from deploy.mqtt import parse_mqtt
 from deploy.strict_yaml import read_yaml
 
 _MOST_SOURCES, _MOST_SHAPES, _MOST_POINTS, _MOST_MODELS = 64, 64, 256, 16
@@ -136,7 +138,12 @@ def _source(sources: Section, name: str) -> SourceSettings:
         capture = CaptureOptions(low_delay=low_delay, realtime=realtime, loop=loop, **given)
     except InputError as error:
         raise one.failure((), str(error)) from error
-    return SourceSettings(name, address, capture, zones, lines)
+    source = SourceSettings(name, address, capture, zones, lines)
+    try:
+        zones_of(source, ())
+    except InputError as error:
+        raise one.failure(("zones",) if zones else ("lines",), str(error)) from error
+    return source
 
 
 def _address(one: Section) -> Address:
@@ -263,6 +270,11 @@ def _link(whole: Section, key: str, protocols: tuple[str, ...]) -> LinkSettings 
         raise section.failure(at, f"{key} has a url that begins with {names}; write it whole")
     if user is not None or password is not None:
         url = _with_password(section, url, user or "", password or "")
+    if key == "mqtt":
+        try:
+            parse_mqtt(url)
+        except InputError as error:
+            raise section.failure(at, str(error)) from error
     return LinkSettings(url, secret)
 
 

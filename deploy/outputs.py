@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 
 from deploy.annotate import Shape
@@ -83,10 +85,10 @@ def _recording(
 
 
 def _mqtt(settings: DetectSettings, labels: Sequence[str], snapshot: Callable[[], Snapshot]) -> Output:
-    from deploy.mqtt import Mqtt, MqttSettings
+    from deploy.mqtt import Mqtt, parse_mqtt
 
     assert settings.mqtt is not None
-    return Mqtt(MqttSettings(settings.mqtt.url), labels, snapshot)
+    return Mqtt(parse_mqtt(settings.mqtt.url), labels, snapshot)
 
 
 def _webhook(settings: DetectSettings, labels: Sequence[str], snapshot: Callable[[], Snapshot]) -> Output:
@@ -101,4 +103,5 @@ def _window(
 ) -> Output:
     from deploy.window import Window
 
-    return Window(labels, snapshot, shapes)
+    # Not SIGINT, whose second one does not wait for what is to be finished.
+    return Window(labels, snapshot, shapes, stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
