@@ -21,7 +21,7 @@ from deploy.errors import InputError
 _BESIDE = ("config", "check", "systemd", "seconds")
 #: Seconds after which a thread that computes in Python lets another one go on. Python's own 5 ms are as long as an
 #: inference of a small model, which would wait that long after it has finished.
-_SWITCH_INTERVAL = 0.0005
+SWITCH_INTERVAL = 0.0005
 #: By the key of settings the option, where the two have different names.
 _OPTIONS = {"models": "model", "sources": "source", "record": "out", "zones": "zone", "lines": "line", "for": "for"}
 
@@ -44,7 +44,7 @@ def detect(options: Mapping[str, Any]) -> None:
         click.echo(f"the settings can be used; feeds: {feeds}")
         return
     _quiet_libraries()
-    sys.setswitchinterval(_SWITCH_INTERVAL)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     _refuse_to_overwrite(settings)
     if _is_file_run(settings):
         _run_files(settings)
