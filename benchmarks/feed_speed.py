@@ -42,6 +42,8 @@ from deploy.status import Snapshot
 SCHEMA = "slimdet.feed_speed/1"
 #: Frames of each round before it is timed: more than the pipeline holds, so that what is timed is its steady pace.
 _LEAD = 10
+#: Seconds that an output has to finish its file.
+_PATIENCE = 10.0
 
 
 def measure(model: Path, video: Path, *, rounds: int, frames: int, threads: int, outputs: bool) -> dict[str, Any]:
@@ -78,6 +80,8 @@ def measure(model: Path, video: Path, *, rounds: int, frames: int, threads: int,
             pipeline.pause()
             if not number % 2:
                 bare_ns.append(_timed(lambda: _bare(detector, tensor, frames)))
+        for box in boxes:
+            box.close(_PATIENCE)
         sent = {status.name: status.sent for status in (box.status() for box in boxes)}
     after = machine_state()
     between = change(before, after, time.process_time() - busy)

@@ -26,7 +26,7 @@ def open_outputs(
     lossless: bool,
     tell: Callable[[str], None],
 ) -> list[Outbox]:
-    """Outputs that are closed with the stack, unless they were before.
+    """Outputs, to be closed by the caller; with the stack they are let go at once.
 
     shapes: by feed, zones and lines that its pictures show. lossless: every frame comes from files, so files get every
     result, and the run waits for them. tell: takes lines for people; the page's address, with its token, is said to
@@ -37,7 +37,10 @@ def open_outputs(
     boxes: list[Outbox] = []
 
     def add(output: Output, *, every: bool = False) -> None:
-        boxes.append(stack.enter_context(Outbox(output, lossless=lossless and every)))
+        box = Outbox(output, lossless=lossless and every)
+        boxes.append(box)
+        # Whoever has not closed it before wants no more of it, and does not wait for one that hangs.
+        stack.callback(box.close, 0.0)
 
     if settings.jsonl is not None:
         add(_json_lines(settings.jsonl, labels, stack, lossless), every=True)
@@ -60,7 +63,8 @@ def open_outputs(
 
 
 def _json_lines(jsonl: str, labels: Sequence[str], stack: contextlib.ExitStack, lossless: bool) -> Output:
-    if not lossless or jsonl == "-":
+    # A pipe that nobody reads yet would stop JsonLines in the main thread.
+    if not lossless or jsonl == "-" or (os.path.exists(jsonl) and not os.path.isfile(jsonl)):
         from deploy.json_log import JsonLog
 
         return JsonLog(jsonl, labels)
