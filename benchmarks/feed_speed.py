@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ class _Pausable:
             time.sleep(0.001)
 
 
-def _frames(video: Path) -> Iterator[Frame]:
+def _frames(video: Path) -> Generator[Frame, None, None]:
     while True:
         with Video(video) as opened:
             yield from opened.frames()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -16,6 +17,9 @@ from deploy.command_line import refuse_to_overwrite
 from deploy.detect_config import read_config, settings_of
 from deploy.detect_settings import DetectSettings
 from deploy.errors import InputError
+from deploy.feeds import Feeds
+from deploy.run_log import RunLog
+from deploy.signals import Signals
 
 #: Options that go with --config.
 _BESIDE = ("config", "check", "systemd", "seconds")
@@ -146,10 +150,12 @@ def _written(settings: DetectSettings) -> tuple[Path, ...]:
 
 def _quiet_libraries() -> None:
     """OpenCV and FFmpeg write words of their own to standard error, unless the user has chosen which."""
-    import cv2
-
     if "OPENCV_LOG_LEVEL" not in os.environ:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        os.environ["OPENCV_LOG_LEVEL"] = "SILENT"  # which OpenCV reads when it is loaded
+        if "cv2" in sys.modules:
+            import cv2
+
+            cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
@@ -195,10 +201,18 @@ def _run_files(settings: DetectSettings) -> None:
 
 
 def _run_feeds(settings: DetectSettings, config: Path | None, options: Mapping[str, Any]) -> None:
-    from deploy.live_run import run
-    from deploy.output import in_words, printable
+    reload = None if config is None else lambda: _of_file(config, options, [])
+    with (
+        contextlib.closing(RunLog()) as log,
+        Signals(reload=reload is not None) as signals,
+        Feeds(log) as feeds,
+    ):
+        feeds.open(settings.sources)
+        # Loaded while cameras are opened, which takes longer.
+        from deploy.live_run import run
+        from deploy.output import in_words, printable
 
-    last = run(settings, reload=None if config is None else lambda: _of_file(config, options, []))
+        last = run(settings, feeds, signals, log, reload=reload)
     age = f", {last.age.p50:.0f} ms old" if last.age else ""
     dropped = sum(feed.dropped for feed in last.feeds)
     left_out = f", {dropped} frames left out" if dropped else ""

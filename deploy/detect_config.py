@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 from deploy.address import Address, parse_address
-from deploy.analysis import zones_of
 from deploy.backend import parse_backend
 from deploy.capture import CaptureOptions
 from deploy.checked_values import Place, Section
@@ -40,14 +39,15 @@ from deploy.detect_settings import (
     DetectSettings, LinkSettings, PageAddress, Points, RecordSettings, SourceSettings,
 )  # fmt: skip
 from deploy.errors import BackendError, InputError
-from deploy.mqtt import parse_mqtt
-from deploy.strict_yaml import read_yaml
 
 _MOST_SOURCES, _MOST_SHAPES, _MOST_POINTS, _MOST_MODELS = 64, 64, 256, 16
 
 
 def read_config(path: Path) -> DetectSettings:
     """Raises InputError as FILE:LINE:COLUMN: for what is no such file or cannot be used."""
+    # Loaded here, as in all that follows: most runs need neither YAML nor zones, and are to begin at once.
+    from deploy.strict_yaml import read_yaml
+
     try:
         _, value, places = read_yaml(path, "config", "deploy/detect_config.py")
     except OSError as error:
@@ -139,10 +139,13 @@ def _source(sources: Section, name: str) -> SourceSettings:
     except InputError as error:
         raise one.failure((), str(error)) from error
     source = SourceSettings(name, address, capture, zones, lines)
-    try:
-        zones_of(source, ())
-    except InputError as error:
-        raise one.failure(("zones",) if zones else ("lines",), str(error)) from error
+    if zones or lines:
+        from deploy.analysis import zones_of
+
+        try:
+            zones_of(source, ())
+        except InputError as error:
+            raise one.failure(("zones",) if zones else ("lines",), str(error)) from error
     return source
 
 
@@ -271,6 +274,8 @@ def _link(whole: Section, key: str, protocols: tuple[str, ...]) -> LinkSettings 
     if user is not None or password is not None:
         url = _with_password(section, url, user or "", password or "")
     if key == "mqtt":
+        from deploy.mqtt import parse_mqtt
+
         try:
             parse_mqtt(url)
         except InputError as error:

@@ -10,17 +10,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from deploy import systemd
 from deploy.adaptive import AdaptSettings, Adaptive, Change
-from deploy.address import Address
 from deploy.analysis import Analysis, least_score
-from deploy.capture import CaptureOptions, Feed, open_feed
-from deploy.detect_settings import DetectSettings, SourceSettings
+from deploy.detect_settings import DetectSettings
 from deploy.detector import Detector
 from deploy.errors import InputError, SlimdetError
+from deploy.feeds import Feeds, all_at_once
 from deploy.machine import resident_memory, temperature
 from deploy.outbox import Outbox
 from deploy.outputs import open_outputs
@@ -41,48 +40,6 @@ _HANGS = 30.0
 _PARTING = 1.0
 
 End = Literal["ended", "stop", "reload"]
-_Key = tuple[str, Address, CaptureOptions]
-
-
-class Feeds:
-    """The feeds of a run, which outlast a reload where their settings stay."""
-
-    def __init__(self, log: RunLog) -> None:
-        self.wake = threading.Event()
-        self._log = log
-        self._open: dict[_Key, Feed] = {}
-        #: Takes each feed's events, beside the log.
-        self.listener: Callable[[Event], None] | None = None
-
-    def __enter__(self) -> Feeds:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _all_at_once(feed.close for feed in self._open.values())
-
-    def open(self, sources: Sequence[SourceSettings]) -> list[Feed]:
-        """Feeds in the order of the sources; those that are no longer among them are closed.
-
-        Raises InputError for a file that is not there; feeds that were open stay so.
-        """
-        opened: dict[_Key, Feed] = {}
-        try:
-            for one in sources:
-                # Zones and lines are not the feed's affair.
-                key = (one.name, one.address, one.options)
-                kept = self._open.get(key)
-                opened[key] = kept or open_feed(one.name, one.address, one.options, self.wake, self._tell)
-        except BaseException:
-            _all_at_once(feed.close for key, feed in opened.items() if key not in self._open)
-            raise
-        _all_at_once(feed.close for key, feed in self._open.items() if key not in opened)
-        self._open = opened
-        return list(opened.values())
-
-    def _tell(self, event: Event) -> None:
-        self._log.event(event)
-        if self.listener is not None:
-            self.listener(event)
 
 
 class Run:
@@ -166,7 +123,7 @@ class Run:
         self._pipeline.stop()
         patience = None if end == "ended" else _PARTING
         try:
-            _all_at_once((lambda box=box: box.close(patience)) for box in self._outboxes)  # type: ignore[misc]
+            all_at_once((lambda box=box: box.close(patience)) for box in self._outboxes)  # type: ignore[misc]
         finally:
             self._pipeline.close()
             if self._consumer.ident is not None:
@@ -229,31 +186,37 @@ class Run:
         return "  ".join(parts)
 
 
-def run(settings: DetectSettings, *, reload: Callable[[], DetectSettings] | None = None) -> Snapshot:
+def run(
+    settings: DetectSettings,
+    feeds: Feeds,
+    signals: Signals,
+    log: RunLog,
+    *,
+    reload: Callable[[], DetectSettings] | None = None,
+) -> Snapshot:
     """Runs until all feeds have ended, a signal comes or the time is up, and gives how it was doing at the end.
 
-    reload: reads the settings anew, for SIGHUP.
+    feeds: may be open already, and are left open. reload: reads the settings anew, for SIGHUP.
 
     Raises SlimdetError where nothing can be begun, an output to a file fails, or no frame could be read at all.
     """
-    log, began = RunLog(), time.monotonic()
+    began = time.monotonic()
     deadline = None if settings.seconds is None else began + settings.seconds
-    with contextlib.closing(log), Signals(reload=reload is not None) as signals, Feeds(log) as feeds:
-        feeds.open(settings.sources)  # they begin while the model is loaded
-        current = Run(settings, _detectors(settings), feeds, log, began)
-        try:
-            while (end := current.until(signals, deadline)) == "reload":
-                # Loaded while the old ones still run, so that a bad file costs nothing.
-                fresh = _reloaded(reload, log)
-                if fresh is not None:
-                    current.close("reload")
-                    current, settings = _again(settings, fresh, feeds, log, began)
-        except BaseException:
-            current.abandon()
-            raise
-        systemd.notify("STOPPING=1")
-        last = current.snapshot()
-        current.close(end)
+    feeds.open(settings.sources)
+    current = Run(settings, _detectors(settings), feeds, log, began)
+    try:
+        while (end := current.until(signals, deadline)) == "reload":
+            # Loaded while the old ones still run, so that a bad file costs nothing.
+            fresh = _reloaded(reload, log)
+            if fresh is not None:
+                current.close("reload")
+                current, settings = _again(settings, fresh, feeds, log, began)
+    except BaseException:
+        current.abandon()
+        raise
+    systemd.notify("STOPPING=1")
+    last = current.snapshot()
+    current.close(end)
     _require_frames(last)
     return last
 
@@ -306,22 +269,3 @@ def _require_frames(last: Snapshot) -> None:
 
 def _label(labels: Sequence[str], class_id: int) -> str:
     return labels[class_id] if 0 <= class_id < len(labels) else f"class {class_id}"
-
-
-def _all_at_once(calls: Iterable[Callable[[], object]]) -> None:
-    """Makes all calls, each in a thread of its own, since each may take its second. Raises the first error of them."""
-    errors: list[BaseException] = []
-
-    def call(one: Callable[[], object]) -> None:
-        try:
-            one()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=call, args=(one,)) for one in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]

@@ -6,10 +6,10 @@ import os
 import sys
 import threading
 import time
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from deploy.output import printable
-from deploy.result import Event
+if TYPE_CHECKING:
+    from deploy.result import Event
 
 
 class RunLog:
@@ -30,14 +30,14 @@ class RunLog:
         """One line that stays."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S ") if self._stamped else ""
         with self._lock:
-            self._write(f"{self._wiped()}{stamp}{printable(' '.join(text.split()))}\n{self._shown}")
+            self._write(f"{self._wiped()}{stamp}{_plain(text)}\n{self._shown}")
 
     def status(self, text: str) -> None:
         """The line that is rewritten; nothing where no terminal is."""
         if not self._live:
             return
         with self._lock:
-            wiped, self._shown = self._wiped(), printable(text)
+            wiped, self._shown = self._wiped(), _plain(text)
             self._write(wiped + self._shown)
 
     def close(self) -> None:
@@ -55,3 +55,8 @@ class RunLog:
             self._stream.flush()
         except (OSError, ValueError):  # a reader that has gone: the run goes on without its log
             pass
+
+
+def _plain(text: str) -> str:
+    """One line without what would disturb a terminal. As output.printable, which loads OpenCV."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.splitlines()))

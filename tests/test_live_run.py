@@ -17,15 +17,24 @@ from deploy.address import parse_address
 from deploy.capture import CaptureOptions
 from deploy.detect_settings import DetectSettings, SourceSettings
 from deploy.errors import InputError
-from deploy.live_run import Feeds, run
+from deploy.feeds import Feeds
+from deploy.live_run import run
 from deploy.result import Event
 from deploy.run_log import RunLog
+from deploy.signals import Signals
+from deploy.status import Snapshot
 
 ROOT = Path(__file__).parents[1]
 
 
 def source(name: str, text: str = "pattern", **options: object) -> SourceSettings:
     return SourceSettings(name, parse_address(text), CaptureOptions(**options))
+
+
+def run_it(settings: DetectSettings) -> Snapshot:
+    log = RunLog()
+    with Signals(reload=False) as signals, Feeds(log) as feeds:
+        return run(settings, feeds, signals, log)
 
 
 @pytest.fixture
@@ -35,7 +44,7 @@ def toy(tmp_path: Path) -> Path:
 
 def test_a_run_ends_by_itself_and_tells_how_it_was(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = threading.active_count()
-    last = run(DetectSettings((toy,), (source("a"), source("b")), seconds=1.5, track=True))
+    last = run_it(DetectSettings((toy,), (source("a"), source("b")), seconds=1.5, track=True))
     assert threading.active_count() == before
     assert last.results > 2 and last.seconds >= 1.5 and last.model == "toy.tflite"
     assert [feed.name for feed in last.feeds] == ["a", "b"] and all(feed.live for feed in last.feeds)
@@ -50,13 +59,13 @@ def test_a_run_ends_by_itself_and_tells_how_it_was(toy: Path, capfd: pytest.Capt
 def test_a_stop_from_outside_is_no_error(toy: Path) -> None:
     threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM)).start()
     begin = time.monotonic()
-    last = run(DetectSettings((toy,), (source("a"),)))
+    last = run_it(DetectSettings((toy,), (source("a"),)))
     assert last.seconds < 60 and time.monotonic() - begin < 60  # it would never end by itself
 
 
 def test_variants_step_down_when_results_are_old(toy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fast = write_toy(tmp_path / "fast.tflite")
-    last = run(DetectSettings((toy, fast), (source("a"),), most_age=1e-3, seconds=7.0))
+    last = run_it(DetectSettings((toy, fast), (source("a"),), most_age=1e-3, seconds=7.0))
     assert last.models == ("toy.tflite", "fast.tflite") and last.model == "fast.tflite"
     assert capfd.readouterr().err.count("model: fast.tflite instead of toy.tflite: results are ") == 1
 
@@ -64,30 +73,30 @@ def test_variants_step_down_when_results_are_old(toy: Path, tmp_path: Path, capf
 def test_variants_have_the_same_labels(toy: Path, tmp_path: Path) -> None:
     other = write_toy(tmp_path / "other.tflite", ("cat", "dog"))
     with pytest.raises(InputError, match="variants are of one model: other.tflite has 2 labels that are not"):
-        run(DetectSettings((toy, other), (source("a"),)))
+        run_it(DetectSettings((toy, other), (source("a"),)))
 
 
 def test_an_output_that_cannot_be_opened_ends_it_before_it_begins(toy: Path, tmp_path: Path) -> None:
     before = threading.active_count()
     with pytest.raises(InputError, match="cannot write"):
-        run(DetectSettings((toy,), (source("a"),), jsonl=str(tmp_path)))
+        run_it(DetectSettings((toy,), (source("a"),), jsonl=str(tmp_path)))
     assert threading.active_count() == before
 
 
 def test_where_nothing_can_be_read_it_says_why(toy: Path, tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="p.png"):
-        run(DetectSettings((toy,), (source("a", str(tmp_path / "p.png")), source("b", str(tmp_path / "p.png")))))
+        run_it(DetectSettings((toy,), (source("a", str(tmp_path / "p.png")), source("b", str(tmp_path / "p.png")))))
 
 
 def test_least_scores_by_label(toy: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "red.png"), np.full((8, 8, 3), (0, 0, 255), np.uint8))
     cv2.imwrite(str(tmp_path / "blue.png"), np.full((8, 8, 3), (255, 0, 0), np.uint8))
     sources = tuple(source(name, str(tmp_path / f"{name}.png")) for name in ("red", "blue"))
-    assert run(DetectSettings((toy,), sources)).detections == {"red": 1, "blue": 1}
-    assert run(DetectSettings((toy,), sources, classes={"red": 1.0})).detections == {"blue": 1}
+    assert run_it(DetectSettings((toy,), sources)).detections == {"red": 1, "blue": 1}
+    assert run_it(DetectSettings((toy,), sources, classes={"red": 1.0})).detections == {"blue": 1}
     with pytest.raises(InputError, match="the model's own labels, which are not 'green'"):
-        run(DetectSettings((toy,), sources, classes={"green": 0.5}))
+        run_it(DetectSettings((toy,), sources, classes={"green": 0.5}))
 
 
 def test_feeds_go_on_where_their_settings_stay(capfd: pytest.CaptureFixture[str]) -> None:
