@@ -290,12 +290,12 @@ def as_text(found: dict[str, Any]) -> str:
     parts = [table(("fault", "got over", "median s", "longest s"), rows)]
     if found["faults"]:
         first, last = found["faults"][min(1, len(found["faults"]) - 1)], found["faults"][-1]
-        keys = ("memory", "capture_memory", "threads", "files")
-        told = [(key, f"{first[key]:,}", f"{last[key]:,}") for key in keys]
+        told = [(key, f"{first[key]:,}", f"{last[key]:,}") for key in ("memory", "capture_memory", "threads", "files")]
         parts.append(table(("of the process", "after two faults", "after the last"), told))
     if found["age"]:
         age = found["age"]
-        told = [(part, *(f"{value:.1f}" for value in age[part].values())) for part in ("all", "first", "last")]
+        keys = ("since_arrival_ms", "since_made_ms")
+        told = [(part, f"{age[part][keys[0]]:.1f}", f"{age[part][keys[1]]:.1f}") for part in ("all", "first", "last")]
         parts.append(table(("age, ms", "since arrival", "since made"), told))
         parts.append(f"at most {found['age']['bound_ms']:.1f} ms since arrival")
     return "\n\n".join(parts)
