@@ -248,6 +248,8 @@ class LiveFeed:
         elif not kind:
             kind = "unreachable" if _UNREACHABLE.search(words) or not words else "refused"
             reason = words or "nobody answers"
+        elif kind == "lost" and not ran:
+            reason = words or reason
         # One that has decoded is not used again: whatever it has piled up in months goes with it.
         return _Failure(kind, reason, child_lives=not ran and kind != "slow")
 
