@@ -147,6 +147,9 @@ def test_a_transport_stream_is_a_video(tmp_path: Path) -> None:
     assert locate(str(path)).kind == "video"
     with Video(path) as video:
         assert len(list(video.frames())) == 12
+    on_disc = tmp_path / "v.m2ts"
+    on_disc.write_bytes(b"".join(b"\0\0\0\0" + b"G" + bytes(187) for _ in range(8)))
+    assert locate(str(on_disc)).kind == "video"
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -155,11 +158,8 @@ def test_frames_are_the_same_whoever_decodes_ahead(tmp_path: Path, ahead: bool) 
     with Video(write_video(tmp_path / "v.avi", frames=5)) as video:
         frames = list(video.frames(ahead))
     assert [frame.index for frame in frames] == list(range(5))
-    assert [int(frame.pixels[0, 0, 0]) // 20 for frame in frames] == list(range(5))
+    assert [round(frame.pixels.mean() / 20) for frame in frames] == list(range(5))
     assert all(before <= frame.captured <= time.monotonic() for frame in frames)
-    on_disc = tmp_path / "v.m2ts"
-    on_disc.write_bytes(b"".join(b"\0\0\0\0" + b"G" + bytes(187) for _ in range(8)))
-    assert locate(str(on_disc)).kind == "video"
 
 
 def test_the_content_tells_a_video_not_the_ending(tmp_path: Path) -> None:
