@@ -323,6 +323,7 @@ class LiveFeed:
                 self._down_since = now
             self._state, self._since, self._reason = state, now, reason
         self._wake.set()
-        if now - self._told.get((state, reason), -math.inf) >= _TELL_AGAIN_SECONDS:
-            self._told[state, reason] = now
+        key = state, re.sub(r"\w*\d\w*", "0", reason)  # places in a stream are another number each time
+        if now - self._told.get(key, -math.inf) >= _TELL_AGAIN_SECONDS:
+            self._told[key] = now
             self._tell(Event(self.name, state, time.time(), text, facts))

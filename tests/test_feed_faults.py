@@ -56,8 +56,8 @@ def age(**changes: float) -> dict[str, Any]:
 
 
 def test_a_good_run_has_no_verdict_against_it() -> None:
-    assert verdicts([row()] * 8, age()) == []
-    assert verdicts([], None) == []
+    assert verdicts([row()] * 8, age(), {"none": 0.1}) == []
+    assert verdicts([], None, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,20 @@ def test_a_good_run_has_no_verdict_against_it() -> None:
     ],
 )
 def test_what_misses_its_bound_is_said(rows: list[dict[str, Any]], words: str) -> None:
-    (sentence,) = verdicts(rows, None)
+    (sentence,) = verdicts(rows, None, {})
     assert words in sentence
 
 
 def test_old_and_ageing_results_are_said() -> None:
-    (sentence,) = verdicts([], age(since_made_ms=200.0))
+    (sentence,) = verdicts([], age(since_made_ms=200.0), {})
     assert "grew from 170.0 to 200.0" in sentence
-    (sentence,) = verdicts([], age() | {"bound_ms": 100.0})
+    (sentence,) = verdicts([], age() | {"bound_ms": 100.0}, {})
     assert "100.0 at most" in sentence
+
+
+def test_a_slow_end_is_said() -> None:
+    (sentence,) = verdicts([], None, {"none": 0.2, "stop": 1.5})
+    assert "1.50 s with fault stop" in sentence
 
 
 class FakeResults:
@@ -155,4 +160,5 @@ def test_one_round_of_all_faults(tmp_path: Path) -> None:
     assert code in (0, 3)
     assert sorted(one["fault"] for one in found["faults"]) == sorted(FAULTS)
     assert all(one["resumed_after"] is not None for one in found["faults"])
+    assert set(found["close_s"]) == {"none", "stop", "refuse", "black hole"}
     assert found["left"]["captures"] == 0
