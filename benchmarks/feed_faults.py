@@ -7,7 +7,8 @@ that its port refuses, or put behind an address that swallows packets, in random
 that a model took, which here sleeps. A result counts as new when the clock within its picture says that the picture was
 made after the server's return. Then the age of results is measured, undisturbed. Exit code 3 where a bound is missed:
 every fault is got over, RESUME_SECONDS after the server's return at most; memory, threads and files stay; the median
-age is at most AGE_FACTOR times a frame's and the model's time together, and does not grow.
+age is at most AGE_FACTOR times a frame's and the model's time together, and does not grow; a feed closes within
+CLOSE_SECONDS whatever its server does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,7 @@ from deploy.errors import BackendError, GateError
 SCHEMA = "slimdet.feed_faults/1"
 FAULTS = ("kill", "stop", "refuse", "black hole")
 RESUME_SECONDS = 3.0
+CLOSE_SECONDS = 1.0
 AGE_FACTOR = 1.3
 #: How much larger memory may be in the last quarter of the faults than in the second, and age in the last minute than
 #: in the first.
@@ -255,9 +257,48 @@ def ages(results: Results, seconds: float, model_seconds: float) -> dict[str, An
     return found
 
 
-def verdicts(rows: Sequence[dict[str, Any]], age: dict[str, Any] | None) -> list[str]:
+def closings(server: Server) -> dict[str, float]:
+    """Seconds that a feed takes to close, by what its server does at that time."""
+    found = {}
+    for fault in ("none", *FAULTS[1:]):
+        feed = open_feed("0", parse_address(server.address), CaptureOptions(), threading.Event(), lambda _: None)
+        with contextlib.ExitStack() as stack:
+            wait_for_state(feed, {"running"})
+            if fault == "stop":
+                server.signal(signal.SIGSTOP)
+            elif fault != "none":
+                server.kill()
+            if fault == "black hole":
+                stack.enter_context(swallowing(server.port))
+            wait_for_state(feed, {"running"} if fault == "none" else {"stalled", "waiting"})
+            time.sleep(1)
+            begin = time.monotonic()
+            feed.close()
+            found[fault] = time.monotonic() - begin
+        server.kill()
+        server.start()
+    return found
+
+
+def wait_for_state(feed: Feed, states: Set[str]) -> None:
+    """Raises BackendError when it does not come."""
+    limit = time.monotonic() + _PATIENCE
+    while feed.status().state not in states:
+        if time.monotonic() > limit:
+            reason = feed.status().reason
+            raise BackendError(f"the feed is not {' or '.join(states)} within {_PATIENCE:g} s: {reason}; look at it")
+        time.sleep(0.01)
+
+
+def verdicts(
+    rows: Sequence[dict[str, Any]], age: dict[str, Any] | None, closed_after: Mapping[str, float]
+) -> list[str]:
     """What misses its bound, in words."""
-    failed = []
+    failed = [
+        f"closing took {seconds:.2f} s with fault {fault}, {CLOSE_SECONDS:g} s are the most"
+        for fault, seconds in closed_after.items()
+        if seconds > CLOSE_SECONDS
+    ]
     for row in rows:
         if row["resumed_after"] is None or row["resumed_after"] > RESUME_SECONDS:
             took = "never" if row["resumed_after"] is None else f"after {row['resumed_after']:.2f} s"
@@ -290,14 +331,16 @@ def as_text(found: dict[str, Any]) -> str:
     parts = [table(("fault", "got over", "median s", "longest s"), rows)]
     if found["faults"]:
         first, last = found["faults"][min(1, len(found["faults"]) - 1)], found["faults"][-1]
-        keys = ("memory", "capture_memory", "threads", "files")
-        told = [(key, f"{first[key]:,}", f"{last[key]:,}") for key in keys]
+        told = [(key, f"{first[key]:,}", f"{last[key]:,}") for key in ("memory", "capture_memory", "threads", "files")]
         parts.append(table(("of the process", "after two faults", "after the last"), told))
     if found["age"]:
         age = found["age"]
-        told = [(part, *(f"{value:.1f}" for value in age[part].values())) for part in ("all", "first", "last")]
+        keys = ("since_arrival_ms", "since_made_ms")
+        told = [(part, f"{age[part][keys[0]]:.1f}", f"{age[part][keys[1]]:.1f}") for part in ("all", "first", "last")]
         parts.append(table(("age, ms", "since arrival", "since made"), told))
         parts.append(f"at most {found['age']['bound_ms']:.1f} ms since arrival")
+    closed = ", ".join(f"{seconds:.2f} ({fault})" for fault, seconds in found["close_s"].items())
+    parts.append(f"seconds to close, by the fault that there is: {closed}")
     return "\n\n".join(parts)
 
 
@@ -328,18 +371,19 @@ def main(
             raise BackendError(f"no result came within {_PATIENCE:g} s: {reason}; look at the server")
         rows = faults(server, results, times, seed, _tell)
         age = ages(results, age_seconds, model_ms / 1000) if age_seconds else None
-        before = time.monotonic()
+        results.close()
+        closed_after = closings(server)
     finally:
         results.close()
         server.kill()
     found: dict[str, Any] = {"schema": SCHEMA, "seed": seed, "first_result_s": first - begin}
-    found |= {"faults": rows, "age": age, "close_s": time.monotonic() - before, "left": resources()}
+    found |= {"faults": rows, "age": age, "close_s": closed_after, "left": resources()}
     found["environment"] = environment()
     if json_file != "-":
         click.echo(as_text(found))
     if json_file:
         write_json(json_file, found)
-    failed = verdicts(rows, age)
+    failed = verdicts(rows, age, closed_after)
     if failed:
         raise GateError(f"{'; '.join(failed)}; look at the machine's load, then at the feed")
 

@@ -83,13 +83,13 @@ def _film(source: Source, loop: bool) -> Generator[Frame, None, None]:
     index, offset = 0, 0.0
     while True:
         with Video(source.path) as video:
-            for frame in video.frames():
-                frame = dataclasses.replace(frame, index=index, time=offset + frame.time)
-                yield frame
+            # The feed's own thread is ahead already.
+            for frame in video.frames(ahead=False):
+                yield dataclasses.replace(frame, index=index, time=offset + frame.time) if loop else frame
                 index += 1
         if not loop:
             return
-        offset = frame.time + 1 / (video.fps or ASSUMED_FPS)
+        offset += frame.time + 1 / (video.fps or ASSUMED_FPS)
 
 
 class FileFeed:

@@ -12,11 +12,12 @@ import fcntl
 import mmap
 import os
 import tempfile
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from deploy.errors import InputError
-from deploy.picture import MOST_PIXELS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: One that is written, one that is the newest, one that is copied out.
 SLOTS = 3
@@ -42,6 +43,8 @@ def frame_bytes(height: int, width: int) -> int:
 
     Raises InputError for sizes that are none, and for more than MOST_PIXELS.
     """
+    from deploy.picture import MOST_PIXELS  # here, so that the child is on its way before its parent loads OpenCV
+
     if not (height > 0 and width > 0 and height * width <= MOST_PIXELS):
         raise InputError(f"a frame has 1 to {MOST_PIXELS} pixels, this one {width}x{height}; ask for a smaller one")
     return height * width * 3
@@ -61,6 +64,8 @@ class Slot:
 
         Raises InputError where the size is none, or more than the writer has made room for.
         """
+        import numpy as np
+
         size = frame_bytes(height, width)
         if self._map is None or len(self._map) < size:
             if os.fstat(self._file).st_size < size:

@@ -22,17 +22,19 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from deploy.address import PROTOCOLS, Address, secrets
 from deploy.capture import CaptureOptions
 from deploy.capture_process import CaptureProcess
 from deploy.errors import InputError
-from deploy.result import Event
-from deploy.source import Frame
 from deploy.status import FeedStatus
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from deploy.result import Event
+    from deploy.source import Frame
 
 #: Seconds before the first attempt after a failure; each further pause is twice as long.
 _FIRST_WAIT = 0.25
@@ -97,7 +99,7 @@ class LiveFeed:
         self._newest: _Newest | None = None
         self._counts = collections.Counter[str]()
         self._arrivals = collections.deque[float](maxlen=2048)
-        self._first_at = self._last_at = math.nan
+        self._first_at = math.nan
         self._size: tuple[int, int] | None = None
         self._state, self._since, self._reason = "opening", time.monotonic(), ""
         self._told: dict[tuple[str, str], float] = {}
@@ -111,6 +113,8 @@ class LiveFeed:
     # Called by whoever uses the feed.
 
     def take(self) -> Frame | None:
+        from deploy.source import Frame
+
         with self._lock:
             newest, self._newest = self._newest, None
         if newest is None:
@@ -154,13 +158,15 @@ class LiveFeed:
 
     def _run(self) -> None:
         process: CaptureProcess | None = None
-        attempt, previous = 0, ""
-        self._change("opening", f"opening {self._address.shown}", {})
+        attempt, previous, opening_told = 0, "", False
         try:
             while not self._stop.is_set():
                 began = self._counts["captured"], time.monotonic()
                 try:
                     process = process or CaptureProcess(self._settings(), self._secrets)
+                    if not opening_told:
+                        opening_told = True
+                        self._change("opening", f"opening {self._address.shown}", {})
                     failure = self._watch(process)
                 except OSError as error:
                     failure = _Failure("refused", f"the capture's process cannot be started: {error.strerror}")
@@ -242,6 +248,8 @@ class LiveFeed:
         elif not kind:
             kind = "unreachable" if _UNREACHABLE.search(words) or not words else "refused"
             reason = words or "nobody answers"
+        elif kind == "lost" and not ran:
+            reason = words or reason
         # One that has decoded is not used again: whatever it has piled up in months goes with it.
         return _Failure(kind, reason, child_lives=not ran and kind != "slow")
 
@@ -306,12 +314,16 @@ class LiveFeed:
                 self._state, self._since = "opening", time.monotonic()
 
     def _change(self, state: Any, text: str, facts: Mapping[str, Any], reason: str = "") -> None:
+        # Here, so that the child is on its way before its parent loads OpenCV: both are loaded side by side.
+        from deploy.result import Event
+
         now = time.monotonic()
         with self._lock:
             if self._state == "running" and state != "running":
                 self._down_since = now
             self._state, self._since, self._reason = state, now, reason
         self._wake.set()
-        if now - self._told.get((state, reason), -math.inf) >= _TELL_AGAIN_SECONDS:
-            self._told[state, reason] = now
+        key = state, re.sub(r"\w*\d\w*", "0", reason)  # places in a stream are another number each time
+        if now - self._told.get(key, -math.inf) >= _TELL_AGAIN_SECONDS:
+            self._told[key] = now
             self._tell(Event(self.name, state, time.time(), text, facts))

@@ -196,23 +196,20 @@ class Video:
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._capture.release()
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, ahead: bool = True) -> Iterator[Frame]:
         """Every frame in order, up to the end or to the first one that cannot be decoded.
 
         Frame.time is the container's own timestamp; where that is missing or does not grow, index / fps (fps as the
-        file says, or ASSUMED_FPS). The next frame is decoded in a thread while the caller works on this one. Iterate
-        once.
+        file says, or ASSUMED_FPS). ahead: the next frame is decoded in a thread while the caller works on this one.
+        Iterate once.
 
         Raises InputError when not a single frame can be decoded.
         """
         previous = -1.0
         index = 0
-        upcoming = self._reader.submit(self._read)
-        while True:
-            stamp, pixels, at = upcoming.result()
+        for stamp, pixels, at in self._reads(ahead):
             if pixels is None:
                 break
-            upcoming = self._reader.submit(self._read)
             if not (math.isfinite(stamp) and stamp > previous):
                 stamp = index / (self.fps or ASSUMED_FPS)
             yield Frame(self.path, index, stamp, pixels, at)
@@ -220,6 +217,16 @@ class Video:
             index += 1
         if index == 0:
             raise InputError(f"not one frame of {self.path} can be decoded; the file is cut or damaged")
+
+    def _reads(self, ahead: bool) -> Iterator[tuple[float, np.ndarray | None, float]]:
+        while not ahead:
+            yield self._read()
+        upcoming = self._reader.submit(self._read)
+        while True:
+            done = upcoming.result()
+            if done[1] is not None:
+                upcoming = self._reader.submit(self._read)
+            yield done
 
     def _read(self) -> tuple[float, np.ndarray | None, float]:
         done, pixels = self._capture.read()

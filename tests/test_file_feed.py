@@ -1,7 +1,9 @@
 """Files as feeds: every frame in order, by the clock, again from the beginning, and what cannot be read."""
 
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +93,28 @@ def test_a_loop_counts_on(tmp_path: Path) -> None:
     assert [int(frame.pixels[0, 0, 0]) // 10 for frame in frames[:4]] == [
         int(frame.pixels[0, 0, 0]) // 10 for frame in frames[4:8]
     ]
+
+
+def test_the_pattern_is_played_at_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pattern:
+        def __init__(self, width: int = 640, height: int = 480, fps: float = 25.0) -> None:
+            self.size, self.fps = (height, width, 3), fps
+
+        def frame(self, number: int) -> tuple[np.ndarray, None]:
+            return np.full(self.size, number, np.uint8), None
+
+    module = types.ModuleType("deploy.pattern")
+    module.Pattern = Pattern  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "deploy.pattern", module)
+    begin = time.monotonic()
+    frames, _, feed = play("pattern", CaptureOptions(width=32, fps=50), most=5)
+    assert feed.live
+    assert frames[0].pixels.shape == (480, 32, 3)
+    for frame in frames:
+        assert frame.source == "pattern"
+        assert frame.time == frame.index / 50
+        assert frame.captured - begin >= frame.time
+        assert (frame.pixels == frame.index).all()
 
 
 def test_a_folder_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
