@@ -5,6 +5,7 @@
 | PREFIX/available | online, or offline also after a crash or a cut line (last will); retained |
 | PREFIX/FEED/state | the feed's state; retained |
 | PREFIX/FEED/LABEL, PREFIX/FEED/all | how many are in view, when that changes, twice a second at most; retained |
+| PREFIX/FEED/counts | what zones hold and lines have counted, as JSON, without dwell times; likewise |
 | PREFIX/events | each event as JSON |
 | PREFIX/stats | the run's state as JSON, every fifteen seconds |
 """
@@ -20,13 +21,13 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deploy.errors import InputError
 from deploy.output import label_of
 from deploy.result import Event, Result
-from deploy.result_json import event_json, snapshot_json
+from deploy.result_json import event_json, plain, snapshot_json
 from deploy.status import Snapshot
 
 #: Seconds between two messages about what a feed has in view, and between two states of the run.
@@ -117,6 +118,9 @@ class Mqtt:
             self._counted[result.feed] = time.monotonic()
             counts = collections.Counter(label_of(self._labels, number) for number in result.found.class_ids.tolist())
             self._want_counts(result.feed, counts)
+            if result.counts:
+                with self._lock:
+                    self._wanted[self._topic(result.feed, "counts")] = json.dumps(_without_times(result.counts))
             self._send_wanted()
         for event in result.events:
             self.event(event)
@@ -160,8 +164,8 @@ class Mqtt:
     def _want_counts(self, feed: str, counts: collections.Counter[str] | dict[str, int]) -> None:
         with self._lock:
             begin = self._topic(feed, "")
-            state = self._topic(feed, "state")
-            for topic in [one for one in self._wanted if one.startswith(begin) and one != state]:
+            others = self._topic(feed, "state"), self._topic(feed, "counts")
+            for topic in [one for one in self._wanted if one.startswith(begin) and one not in others]:
                 self._wanted[topic] = "0"
             for label, count in counts.items():
                 self._wanted[self._topic(feed, label)] = str(count)
@@ -207,6 +211,16 @@ class Mqtt:
     def _on_connect_fail(self, _: Any, __: Any) -> None:
         self._connected = False
         self._trouble = _why_not(self._settings.host, self._settings.port)
+
+
+def _without_times(counts: Mapping[str, Any]) -> Any:
+    """Dwell times change with each frame, and come with the event when someone leaves."""
+    return plain(
+        {
+            name: {key: one for key, one in value.items() if key != "dwell_s"} if isinstance(value, Mapping) else value
+            for name, value in counts.items()
+        }
+    )
 
 
 def _why_not(host: str, port: int) -> str:

@@ -91,6 +91,22 @@ def test_counts_are_sent_when_they_change_and_not_more_often_than_twice_a_second
     broker.close()
 
 
+def test_zones_and_lines_are_said_without_the_times_that_never_rest(monkeypatch) -> None:
+    monkeypatch.setattr(mqtt, "_COUNT_SECONDS", 0.0)
+    broker = FakeBroker()
+    output = open_mqtt(broker)
+    wait_until(lambda: broker.last("slimdet/available") == "online")
+    for seconds in range(20):
+        counts = {"grass": {"inside": {"dog": 1}, "dwell_s": {"7": seconds}}, "gate": {"in": {}, "out": {"person": 2}}}
+        output.result(feed_values.result(counts=counts))
+    output.event(feed_values.event("stalled"))
+    wait_until(lambda: broker.last("slimdet/door/all") == "0")
+    sent = [json.loads(payload) for topic, payload, _, _ in broker.published if topic == "slimdet/door/counts"]
+    assert sent == [{"grass": {"inside": {"dog": 1}}, "gate": {"in": {}, "out": {"person": 2}}}]
+    output.close()
+    broker.close()
+
+
 def test_a_feed_that_stands_still_has_nobody_in_view() -> None:
     broker = FakeBroker()
     output = open_mqtt(broker)
