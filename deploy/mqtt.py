@@ -34,6 +34,8 @@ from deploy.status import Snapshot
 _COUNT_SECONDS, _STATS_SECONDS = 0.5, 15.0
 #: Messages that wait for a broker at most: events alone do.
 _MOST_QUEUED = 256
+#: Seconds that a connection may take before its lack is a failure.
+_GRACE = 3.0
 _QUEUE_IS_FULL = 15  # paho's MQTT_ERR_QUEUE_SIZE
 _FEED_STATES = ("opening", "running", "stalled", "waiting", "ended", "failed")
 
@@ -92,7 +94,8 @@ class Mqtt:
         self._sent: dict[str, str] = {}
         self._counted: dict[str, float] = {}
         self._connected = False
-        self._trouble = "no answer yet"
+        self._since = time.monotonic()
+        self._trouble = "no answer"
         self._end = threading.Event()
         name = f"slimdet-{secrets.token_hex(6)}"
         self._client = client = Client(CallbackAPIVersion.VERSION2, name, clean_session=True)
@@ -113,7 +116,7 @@ class Mqtt:
         self._timer.start()
 
     def result(self, result: Result) -> None:
-        """Raises InputError while there is no broker."""
+        """Raises InputError where there has been no broker for three seconds."""
         if time.monotonic() - self._counted.get(result.feed, float("-inf")) >= _COUNT_SECONDS:
             self._counted[result.feed] = time.monotonic()
             counts = collections.Counter(label_of(self._labels, number) for number in result.found.class_ids.tolist())
@@ -157,7 +160,7 @@ class Mqtt:
         self._client.loop_stop()
 
     def _check(self) -> None:
-        if not self._connected:
+        if not self._connected and time.monotonic() - self._since > _GRACE:
             where = f"{self._settings.host}:{self._settings.port}"
             raise InputError(f"no connection to the MQTT broker {where}: {self._trouble}; it is tried again")
 
@@ -204,6 +207,8 @@ class Mqtt:
         self._send_wanted()
 
     def _on_disconnect(self, _: Any, __: Any, ___: Any, reason: Any, ____: Any) -> None:
+        if self._connected:
+            self._since = time.monotonic()
         self._connected = False
         if reason.is_failure and not self._trouble.startswith("it refused"):
             self._trouble = "the connection was lost"

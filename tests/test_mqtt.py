@@ -139,6 +139,8 @@ def test_a_broker_that_vanishes_and_returns_hears_what_is_now_and_every_event(mo
     wait_until(lambda: broker.last("slimdet/door/all") == "2")
     broker.close()
     wait_until(lambda: not output._connected)
+    output.result(feed_values.result())  # it may come back at once
+    monkeypatch.setattr(mqtt, "_GRACE", 0.0)
     with pytest.raises(InputError, match="no connection to the MQTT broker 127.0.0.1:.*; it is tried again"):
         output.result(feed_values.result())
     output.event(feed_values.event("entered"))
@@ -150,7 +152,8 @@ def test_a_broker_that_vanishes_and_returns_hears_what_is_now_and_every_event(mo
     broker.close()
 
 
-def test_a_refusal_is_told_and_nothing_waits_for_a_dead_broker() -> None:
+def test_a_refusal_is_told_and_nothing_waits_for_a_dead_broker(monkeypatch) -> None:
+    monkeypatch.setattr(mqtt, "_GRACE", 0.0)
     broker = FakeBroker(refuse=5)
     output = open_mqtt(broker, user="me", password="hunter2")
     wait_until(lambda: "refused" in output._trouble)
