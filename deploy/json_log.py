@@ -6,13 +6,15 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from deploy.errors import InputError
+from deploy.outbox import end_run
 from deploy.result import Event, Result
 from deploy.result_json import event_json, result_json
 
@@ -21,14 +23,19 @@ class JsonLog:
     """Appends a line a result (result_json) and a line {"event": …} an event that stands in no result.
 
     A file that was renamed or removed (logrotate) is made anew with the next line, without a signal. A line that a full
-    disk cut short is taken back. "-" is standard output; a pipe or device is written to as it is.
+    disk cut short is taken back. "-" is standard output; a pipe or device is written to as it is. When the reader of
+    standard output has gone (`slimdet … | head`) the run ends.
     """
 
     name = "jsonl"
 
-    def __init__(self, destination: str, labels: Sequence[str]) -> None:
-        """Raises InputError where the file cannot be opened."""
-        self._labels = labels
+    def __init__(self, destination: str, labels: Sequence[str], stop: Callable[[], None] = end_run) -> None:
+        """stop: called once, when the reader of standard output has gone.
+
+        Raises InputError where the file cannot be opened.
+        """
+        self._labels, self._stop = labels, stop
+        self._gone = False
         self._path = None if destination == "-" else Path(destination)
         self._file: int | None = None
         self._identity = (0, 0)
@@ -52,7 +59,7 @@ class JsonLog:
     def _write(self, value: Mapping[str, Any]) -> None:
         text = json.dumps(value, allow_nan=False)
         if self._path is None:
-            click.echo(text)  # which flushes
+            self._tell(text)
             return
         if self._file is None or self._moved(self._path):
             self.close()
@@ -68,6 +75,17 @@ class JsonLog:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._file, before)
             raise _failure(self._path, error) from error
+
+    def _tell(self, text: str) -> None:
+        if self._gone:
+            return
+        try:
+            click.echo(text)  # which flushes
+        except BrokenPipeError:
+            self._gone = True
+            # What standard output still holds must not fail once more at the end of the process.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self._stop()
 
     def _moved(self, path: Path) -> bool:
         try:

@@ -5,6 +5,7 @@
 | PREFIX/available | online, or offline also after a crash or a cut line (last will); retained |
 | PREFIX/FEED/state | the feed's state; retained |
 | PREFIX/FEED/LABEL, PREFIX/FEED/all | how many are in view, when that changes, twice a second at most; retained |
+| PREFIX/FEED/counts | what zones hold and lines have counted, as JSON, without dwell times; likewise |
 | PREFIX/events | each event as JSON |
 | PREFIX/stats | the run's state as JSON, every fifteen seconds |
 """
@@ -20,19 +21,21 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deploy.errors import InputError
 from deploy.output import label_of
 from deploy.result import Event, Result
-from deploy.result_json import event_json, snapshot_json
+from deploy.result_json import event_json, plain, snapshot_json
 from deploy.status import Snapshot
 
 #: Seconds between two messages about what a feed has in view, and between two states of the run.
 _COUNT_SECONDS, _STATS_SECONDS = 0.5, 15.0
 #: Messages that wait for a broker at most: events alone do.
 _MOST_QUEUED = 256
+#: Seconds that a connection may take before its lack is a failure.
+_GRACE = 3.0
 _QUEUE_IS_FULL = 15  # paho's MQTT_ERR_QUEUE_SIZE
 _FEED_STATES = ("opening", "running", "stalled", "waiting", "ended", "failed")
 
@@ -91,7 +94,8 @@ class Mqtt:
         self._sent: dict[str, str] = {}
         self._counted: dict[str, float] = {}
         self._connected = False
-        self._trouble = "no answer yet"
+        self._since = time.monotonic()
+        self._trouble = "no answer"
         self._end = threading.Event()
         name = f"slimdet-{secrets.token_hex(6)}"
         self._client = client = Client(CallbackAPIVersion.VERSION2, name, clean_session=True)
@@ -112,11 +116,14 @@ class Mqtt:
         self._timer.start()
 
     def result(self, result: Result) -> None:
-        """Raises InputError while there is no broker."""
+        """Raises InputError where there has been no broker for three seconds."""
         if time.monotonic() - self._counted.get(result.feed, float("-inf")) >= _COUNT_SECONDS:
             self._counted[result.feed] = time.monotonic()
             counts = collections.Counter(label_of(self._labels, number) for number in result.found.class_ids.tolist())
             self._want_counts(result.feed, counts)
+            if result.counts:
+                with self._lock:
+                    self._wanted[self._topic(result.feed, "counts")] = json.dumps(_without_times(result.counts))
             self._send_wanted()
         for event in result.events:
             self.event(event)
@@ -153,15 +160,15 @@ class Mqtt:
         self._client.loop_stop()
 
     def _check(self) -> None:
-        if not self._connected:
+        if not self._connected and time.monotonic() - self._since > _GRACE:
             where = f"{self._settings.host}:{self._settings.port}"
             raise InputError(f"no connection to the MQTT broker {where}: {self._trouble}; it is tried again")
 
     def _want_counts(self, feed: str, counts: collections.Counter[str] | dict[str, int]) -> None:
         with self._lock:
             begin = self._topic(feed, "")
-            state = self._topic(feed, "state")
-            for topic in [one for one in self._wanted if one.startswith(begin) and one != state]:
+            others = self._topic(feed, "state"), self._topic(feed, "counts")
+            for topic in [one for one in self._wanted if one.startswith(begin) and one not in others]:
                 self._wanted[topic] = "0"
             for label, count in counts.items():
                 self._wanted[self._topic(feed, label)] = str(count)
@@ -200,6 +207,8 @@ class Mqtt:
         self._send_wanted()
 
     def _on_disconnect(self, _: Any, __: Any, ___: Any, reason: Any, ____: Any) -> None:
+        if self._connected:
+            self._since = time.monotonic()
         self._connected = False
         if reason.is_failure and not self._trouble.startswith("it refused"):
             self._trouble = "the connection was lost"
@@ -207,6 +216,16 @@ class Mqtt:
     def _on_connect_fail(self, _: Any, __: Any) -> None:
         self._connected = False
         self._trouble = _why_not(self._settings.host, self._settings.port)
+
+
+def _without_times(counts: Mapping[str, Any]) -> Any:
+    """Dwell times change with each frame, and come with the event when someone leaves."""
+    return plain(
+        {
+            name: {key: one for key, one in value.items() if key != "dwell_s"} if isinstance(value, Mapping) else value
+            for name, value in counts.items()
+        }
+    )
 
 
 def _why_not(host: str, port: int) -> str:

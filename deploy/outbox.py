@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import collections
 import itertools
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +26,11 @@ from deploy.status import OutputStatus
 _MOST_EVENTS = 256
 #: Seconds between two lines about an output that keeps failing.
 _REPEAT = 60.0
+
+
+def end_run() -> None:
+    """Ends the run as Ctrl-C does: Python hands the signal to the main thread. For an output whose user has left."""
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _print(line: str) -> None:

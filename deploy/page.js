@@ -179,15 +179,23 @@ function showView(state) {
   }) : [make("li", "nothing", "none")]));
 }
 
-function words(value) {
-  if (value === null || typeof value !== "object") return typeof value === "number" ? whole(value) : String(value);
-  return Object.entries(value).map(([key, one]) => `${key} ${typeof one === "object" && one !== null ? `(${words(one)})` : words(one)}`).join(", ");
+// What a zone holds or a line has counted: numbers as they are, counts by label in words, times as the longest.
+function words(name, value) {
+  if (typeof value !== "object" || value === null) return `${name} ${typeof value === "number" ? whole(value) : value}`;
+  const rows = Object.entries(value);
+  if (name === "dwell_s") return rows.length ? `longest ${duration(Math.max(...Object.values(value)))}` : "";
+  return `${name} ${rows.length ? rows.map(([label, one]) => typeof one === "number" ? `${whole(one)} ${label}` : words(label, one)).join(", ") : 0}`;
 }
 
 function showCounts(counts) {
   const rows = Object.entries(counts).flatMap(([feed, named]) => Object.entries(named).map(([name, value]) => [Object.keys(counts).length > 1 ? `${feed} ${name}` : name, value]));
   byId("countcard").hidden = !rows.length;
-  pairs("counts", rows.map(([name, value]) => [name, words(value)]));
+  byId("counts").replaceChildren(...rows.map(([name, value]) => {
+    const row = make("li");
+    const parts = typeof value === "object" && value !== null ? Object.entries(value).map(([key, one]) => words(key, one)) : [String(value)];
+    row.append(make("b", name), make("br"), parts.filter(Boolean).join(" · "));
+    return row;
+  }));
 }
 
 function pairs(id, rows) {

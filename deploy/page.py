@@ -46,7 +46,7 @@ class PageSettings:
     #: Seconds without a result of a feed after which the run is not healthy.
     healthy_seconds: float = 10.0
     #: Connections at once; a visitor takes two and one more a feed.
-    clients: int = 32
+    clients: int = 64
 
 
 class Page:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,17 +12,13 @@ import cv2
 from deploy.annotate import Shape, annotated
 from deploy.draw import captions
 from deploy.errors import InputError
+from deploy.outbox import end_run
 from deploy.output import printable
 from deploy.result import Event, Result
 from deploy.status import Snapshot
 
 #: Wider frames are scaled down, so that the window fits most screens.
 _MOST_WIDTH = 1280
-
-
-def _interrupt() -> None:
-    """As Ctrl-C: Python hands the signal to the main thread."""
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 class Window:
@@ -36,9 +31,9 @@ class Window:
         labels: Sequence[str],
         snapshot: Callable[[], Snapshot] | None = None,
         shapes: Mapping[str, Sequence[Shape]] | None = None,
-        stop: Callable[[], None] = _interrupt,
+        stop: Callable[[], None] = end_run,
     ) -> None:
-        """shapes: by feed. stop: called, perhaps more than once, when the user wants the run to end.
+        """shapes: by feed. stop: called once, when the user wants the run to end.
 
         Raises InputError where there is no window to be had.
         """
@@ -46,17 +41,23 @@ class Window:
         self._stop, self._shapes = stop, shapes or {}
         self._captions = captions(labels)
         self._names: dict[str, str] = {}
+        self._ended = False
 
     def result(self, result: Result) -> None:
         name = self._names.get(result.feed)
         if name is not None and cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) < 1:
-            self._stop()
+            self._end()
             return
         picture = annotated(result, self._captions, self._shapes.get(result.feed, ()), _MOST_WIDTH)
         if name is None:
             name = self._names[result.feed] = f"slimdet: {printable(result.feed)}"
         cv2.imshow(name, picture)
         if cv2.waitKey(1) & 0xFF in (ord("q"), ord("Q"), 27):
+            self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
             self._stop()
 
     def event(self, event: Event) -> None:

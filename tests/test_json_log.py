@@ -3,6 +3,8 @@
 import json
 import os
 import resource
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -108,6 +110,25 @@ def test_standard_output_and_pipes(tmp_path: Path, capsys: pytest.CaptureFixture
     log.close()
     reader.join(20)
     assert json.loads(heard[0])["frame"] == 5
+
+
+def test_when_the_reader_of_standard_output_leaves_the_run_ends_quietly() -> None:
+    script = (
+        "import sys, time; sys.path[:0] = ['tests', '.']\n"
+        "import feed_values; from deploy.json_log import JsonLog; from deploy.outbox import Outbox\n"
+        "try:\n"
+        "    with Outbox(JsonLog('-', feed_values.LABELS)) as outbox:\n"
+        "        for index in range(3000):\n"
+        "            outbox.offer(feed_values.result(index)); time.sleep(0.01)\n"
+        "except KeyboardInterrupt: sys.exit(7)"
+    )
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", script]
+    child = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert json.loads(child.stdout.readline())["feed"] == "door"
+    child.stdout.close()
+    assert child.wait(60) == 7 and child.stderr.read() == b""
+    child.stderr.close()
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

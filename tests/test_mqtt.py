@@ -91,6 +91,22 @@ def test_counts_are_sent_when_they_change_and_not_more_often_than_twice_a_second
     broker.close()
 
 
+def test_zones_and_lines_are_said_without_the_times_that_never_rest(monkeypatch) -> None:
+    monkeypatch.setattr(mqtt, "_COUNT_SECONDS", 0.0)
+    broker = FakeBroker()
+    output = open_mqtt(broker)
+    wait_until(lambda: broker.last("slimdet/available") == "online")
+    for seconds in range(20):
+        counts = {"grass": {"inside": {"dog": 1}, "dwell_s": {"7": seconds}}, "gate": {"in": {}, "out": {"person": 2}}}
+        output.result(feed_values.result(counts=counts))
+    output.event(feed_values.event("stalled"))
+    wait_until(lambda: broker.last("slimdet/door/all") == "0")
+    sent = [json.loads(payload) for topic, payload, _, _ in broker.published if topic == "slimdet/door/counts"]
+    assert sent == [{"grass": {"inside": {"dog": 1}}, "gate": {"in": {}, "out": {"person": 2}}}]
+    output.close()
+    broker.close()
+
+
 def test_a_feed_that_stands_still_has_nobody_in_view() -> None:
     broker = FakeBroker()
     output = open_mqtt(broker)
@@ -123,6 +139,8 @@ def test_a_broker_that_vanishes_and_returns_hears_what_is_now_and_every_event(mo
     wait_until(lambda: broker.last("slimdet/door/all") == "2")
     broker.close()
     wait_until(lambda: not output._connected)
+    output.result(feed_values.result())  # it may come back at once
+    monkeypatch.setattr(mqtt, "_GRACE", 0.0)
     with pytest.raises(InputError, match="no connection to the MQTT broker 127.0.0.1:.*; it is tried again"):
         output.result(feed_values.result())
     output.event(feed_values.event("entered"))
@@ -134,7 +152,8 @@ def test_a_broker_that_vanishes_and_returns_hears_what_is_now_and_every_event(mo
     broker.close()
 
 
-def test_a_refusal_is_told_and_nothing_waits_for_a_dead_broker() -> None:
+def test_a_refusal_is_told_and_nothing_waits_for_a_dead_broker(monkeypatch) -> None:
+    monkeypatch.setattr(mqtt, "_GRACE", 0.0)
     broker = FakeBroker(refuse=5)
     output = open_mqtt(broker, user="me", password="hunter2")
     wait_until(lambda: "refused" in output._trouble)

@@ -205,6 +205,19 @@ def test_another_host_than_loopback_never_goes_without_a_token() -> None:
             Page(PageSettings(port=0, token=token), LABELS, feed_values.snapshot)
 
 
+def test_the_loopback_address_of_ipv6_is_one_too() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with running(host="::1") as page:
+        assert page.address == f"http://[::1]:{port(page)}/"
+        connection = http.client.HTTPConnection("::1", port(page), timeout=20)
+        connection.request("GET", "/page.css")
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8080", "", "127.0.0.1@evil.example", "127.0.0.1.evil.example"]
 )

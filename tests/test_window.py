@@ -48,7 +48,8 @@ def test_a_key_ends_the_run(shown, key: int) -> None:
     assert not stopped
     shown["key"] = key
     window.result(feed_values.result())
-    assert stopped
+    window.result(feed_values.result())
+    assert stopped == [1]
 
 
 def test_closing_the_window_ends_the_run(shown) -> None:
