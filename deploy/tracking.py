@@ -39,7 +39,7 @@ class TrackSettings:
     unsure: float = 0.1
     #: In how many frames, one after the other, something is seen before it gets an identity.
     hits: int = 3
-    #: Seconds after which something that is not seen is forgotten.
+    #: Seconds after which something that is not seen is forgotten. In a feed with fewer frames nothing is followed.
     lost_seconds: float = 2.0
 
     def __post_init__(self) -> None:
