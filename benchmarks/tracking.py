@@ -169,7 +169,7 @@ def as_text(result: dict[str, Any]) -> str:
 @click.option("--mot", type=click.Path(path_type=Path), help="Truth of the film in MOTChallenge's form.")
 @click.option("--label", help="The only class that is held against --mot.")
 @click.option("--frames", type=click.IntRange(1), default=1000, show_default=True, help="Of the drawn scene.")
-@click.option("--conf", type=click.FloatRange(0, 1), default=0.25, show_default=True, help="Of a new track.")
+@click.option("--conf", type=click.FloatRange(0, 1), default=0.25, show_default=True, help="That begins a track.")
 @click.option("--sheet", type=click.Path(path_type=Path), help=f"Picture (PNG) of every {_SHEET_EVERY}th frame.")
 @json_option("Write the result here as JSON; - is standard output.")
 @debug_option

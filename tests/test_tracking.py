@@ -95,17 +95,6 @@ def test_a_leap_in_time_forgets_everyone_and_no_identity_returns(leap: float) ->
     assert tracker.update(detections(at(0)), 5.1 + leap).tolist() == [2]
 
 
-def test_a_lost_track_under_one_that_was_seen_goes() -> None:
-    tracker = Tracker(AT_ONCE)
-    tracker.update(detections(at(0), at(3)), 0.0)
-    tracker.update(detections(at(0)), 0.1)
-    assert len(tracker._seen) == 2  # 17 of 23 pixels are shared
-    for k in range(2, 9):
-        tracker.update(detections(at(1.4)), k / 10)
-    assert len(tracker._seen) == 1  # 18.4 of 21.6
-    assert tracker.update(detections(at(1.4)), 0.9).tolist() == [1]
-
-
 def scenes(draw: st.DrawFn) -> list[Detections]:
     seed, frames = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 12))
     rng = np.random.default_rng(seed)
