@@ -52,7 +52,8 @@ def open_outputs(
         one = settings.page
         page = Page(PageSettings(one.host, one.port, one.token), labels, snapshot, shapes)
         add(page)
-        tell(f"page: {page.address}")
+        # A token that the user chose is known to who shall know it; one that was drawn is told here alone.
+        tell(f"page: {page.address if one.token is None else page.address.partition('?')[0]}")
     if settings.mqtt is not None:
         add(_mqtt(settings, labels, snapshot))
     if settings.webhook is not None:

@@ -58,7 +58,7 @@ def read_yaml(path: Path, what: str, see: str) -> tuple[bytes, Any, Places]:
         try:
             node = loader.get_single_node()
             places: dict[tuple[str | int, ...], tuple[int, int]] = {}
-            value = None if node is None else _value(loader, node, (), places, path)
+            value = None if node is None else _value(loader, node, (), places, path, what)
         finally:
             loader.dispose()
     except UnicodeDecodeError as error:
@@ -94,12 +94,12 @@ def _check_events(text: str, path: Path, what: str) -> None:
 
 
 def _value(
-    loader: Any, node: yaml.Node, at: tuple[str | int, ...], places: dict[Any, tuple[int, int]], path: Path
+    loader: Any, node: yaml.Node, at: tuple[str | int, ...], places: dict[Any, tuple[int, int]], path: Path, what: str
 ) -> Any:
     """The node as plain data. Keys are strings; each may stand once."""
     places.setdefault(at, (node.start_mark.line + 1, node.start_mark.column + 1))
     if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-        return [_value(loader, item, (*at, index), places, path) for index, item in enumerate(node.value)]
+        return [_value(loader, item, (*at, index), places, path, what) for index, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -110,11 +110,11 @@ def _value(
                 first = places[(*at, key_node.value)][0]
                 raise InputError(f"{place}: the key {key_node.value!r} stands twice, first on line {first}; remove one")
             places[(*at, key_node.value)] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
-            result[key_node.value] = _value(loader, value_node, (*at, key_node.value), places, path)
+            result[key_node.value] = _value(loader, value_node, (*at, key_node.value), places, path, what)
         return result
     if not isinstance(node, yaml.ScalarNode):
         place = f"{path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-        raise InputError(f"{place}: plain data is wanted: the tag {node.tag!r} is not allowed; leave it out")
+        raise InputError(f"{place}: a {what} is plain data: the tag {node.tag!r} is not allowed; leave it out")
     value = loader.construct_object(node, deep=True)
     if isinstance(value, str) and node.style is None and _EXPONENT.fullmatch(value):
         return float(value)

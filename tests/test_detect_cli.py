@@ -1,5 +1,6 @@
 """The command detect from end to end: exit codes, outputs, signals and full disks."""
 
+import contextlib
 import json
 import os
 import pty
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,8 +116,8 @@ def film(tmp_path: Path) -> Path:
 def test_help_has_an_example_and_does_not_load_the_interpreter() -> None:
     code, out, error = detect("--help")
     assert (code, error) == (0, "") and "Example:\n    slimdet detect " in out
-    for option in ("--config", "--track", "--page", "--source", "--conf", "--iou", "--out", "--jsonl", "--backend", "--threads", "--debug"):
-        assert option in out
+    for option in "source conf iou out jsonl backend threads track page variant config systemd debug".split():
+        assert f"--{option}" in out
     loaded = subprocess.run(
         [sys.executable, "-c", "import deploy.cli, sys; print(*sys.modules)"], cwd=ROOT, capture_output=True, text=True
     ).stdout.split()
@@ -201,6 +204,43 @@ def test_a_config_is_checked_run_and_read_anew(toy: Path, tmp_path: Path) -> Non
     assert error.count("yard: opening") == 1  # the same feed goes on
     numbers = [line["frame"] for line in lines(written.read_text()) if line.get("feed") == "yard" and "frame" in line]
     assert numbers == sorted(set(numbers))
+
+
+def test_a_password_is_told_nowhere(toy: Path, tmp_path: Path) -> None:
+    """Not on standard output or error, not in the page's state, metrics and health, not in JSON lines, and not in the
+    words that the processes were started with."""
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"model: {toy.name}\njsonl: o.jsonl\npage: {{port: 0, token: t0ken}}\nsources:\n  pattern: pattern\n  yard:\n"
+        "    address: rtsp://127.0.0.1:9/live\n    user: admin\n    password: {env: YARD_PASSWORD}\n"
+    )
+    environment = {**os.environ, "YARD_PASSWORD": "s3cr3t-of-yard"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [*DETECT, "--config", str(config)], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+    assert process.stderr is not None
+    told, address = "", ""
+    while not (address and "yard: waiting" in told):
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+        address = line.split("page: ")[1].strip() if "page: " in line else address
+    wait_for(lambda: (tmp_path / "o.jsonl").exists() and "pattern" in (tmp_path / "o.jsonl").read_text())
+    for path in ("state.json", "metrics", "healthz"):
+        try:
+            with urllib.request.urlopen(f"{address.rstrip('/')}/{path}?token=t0ken", timeout=10) as answer:
+                told += answer.read().decode()
+        except urllib.error.HTTPError as error:  # healthz, as one feed does not run
+            told += error.read().decode()
+    for words in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            told += words.read_bytes().decode(errors="replace")
+    process.send_signal(signal.SIGTERM)
+    code, out, error = ended(process)
+    told += out + error + (tmp_path / "o.jsonl").read_text()
+    assert code == 0 and "rtsp://127.0.0.1:9/live" in told and "slimdet" in told
+    assert "s3cr3t" not in told and "t0ken" not in told
 
 
 def test_options_do_not_go_with_a_config(tmp_path: Path) -> None:
