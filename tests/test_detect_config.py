@@ -140,9 +140,10 @@ _KEYS = st.sampled_from(
     "model models sources address a page port token env file url mqtt webhook record folder zones lines z conf classes "
     "adapt age_ms size fps track threads for".split()
 )
-_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab0/:@.\n{é", max_size=8) | st.sampled_from(
+_TEXTS = st.text("ab0/:@.\n{é", max_size=8) | st.sampled_from(
     ["pattern", "0", "rtsp://h/x", "m.tflite", "1x1", "/dev/null"]
 )
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | _TEXTS
 _VALUES = st.recursive(
     _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4), max_leaves=12
 )
