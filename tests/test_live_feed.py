@@ -329,6 +329,11 @@ time.sleep(20)
         '{"frame": 0, "at": 1, "height": 2, "width": 2, "dropped": 0, "corrupt": 0}',
         '{"frame": 0, "at": 1, "height": 99999, "width": 99999, "dropped": 0, "corrupt": 0}',
         '{"frame": 0}',
+        '{"frame": 0, "at": "x", "height": 2, "width": 2, "dropped": 0, "corrupt": 0}',
+        '{"frame": 0, "at": NaN, "height": 2, "width": 2, "dropped": 0, "corrupt": 0}',
+        '{"frame": -1, "at": 1, "height": 2, "width": 2, "dropped": 0, "corrupt": 0}',
+        '{"opened": {"fps": "fast", "codec": ""}}',
+        '{"opened": 1}',
         '{"frame": "x", "at": 1, "height": 2, "width": 2, "dropped": 0, "corrupt": 0}',
         '{"opened": {"fps": "x' + "y" * 70_000,
     ],
@@ -340,6 +345,16 @@ def test_a_child_that_tells_nonsense_is_not_believed(monkeypatch: pytest.MonkeyP
         one.until(lambda: one.feed.status().state == "waiting")
         assert "the capture's process" in one.feed.status().reason
         assert one.feed.status().captured == 0
+
+
+def test_words_of_a_child_are_one_printable_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_process, "CHILD", ("-c", LIAR))
+    lie = {"failed": "\x1b[2J\nrtsp://u:p@h/ " + "x" * 999, "kind": "lost"}
+    monkeypatch.setenv("LIES", json.dumps([json.dumps(lie)]))
+    with watched("0") as one:
+        one.until(lambda: one.feed.status().state == "waiting")
+        reason = one.feed.status().reason
+    assert reason.isprintable() and len(reason) <= 200 and "u:p" not in reason
 
 
 def test_pauses_grow_and_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
