@@ -44,6 +44,10 @@ class Camera:
         if os.path.exists(os.environ["CAMERA"] + ".crashes"): os.abort()
         return os.path.exists(os.environ["CAMERA"])
     def retrieve(self, into=None):
+        if os.path.exists(os.environ["CAMERA"] + ".spoils") and self.number % 3:
+            if self.number % 2: return False, None
+            import cv2
+            raise cv2.error("spoiled")
         return True, np.full((24, 32, 3), self.number % 250, np.uint8)
 
 def open_camera(settings, cv2):
@@ -274,6 +278,14 @@ def test_a_camera_that_is_unplugged_comes_back(camera: Path) -> None:
         one.more()
         assert one.kinds()[:3] == ["opening", "running", "waiting"]
         assert one.kinds()[-1] == "running"
+
+
+def test_a_spoiled_picture_of_a_camera_is_passed_over(camera: Path) -> None:
+    camera.with_name("camera.spoils").touch()
+    with watched("0") as one:
+        one.more(10)
+        assert one.feed.status().corrupt >= 10
+        assert one.kinds() == ["opening", "running"]
 
 
 def test_what_a_camera_granted_is_told_beside_what_was_asked(camera: Path) -> None:
