@@ -84,7 +84,7 @@ class SleepingModel:
         while not self._stop.is_set():
             self._wake.wait(0.5)
             self._wake.clear()
-            while (frame := self.feed.take()) is not None:
+            while not self._stop.is_set() and (frame := self.feed.take()) is not None:
                 time.sleep(self._seconds)
                 now = time.monotonic()
                 # The picture's clock is cut to 32 bits, which last for seven weeks.

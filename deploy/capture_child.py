@@ -160,9 +160,9 @@ def _capture(settings: dict[str, Any], slots: list[Any], commands: _Commands, an
         if size[0] > 0 < size[1]:
             frame_bytes(*size)  # before a frame is decoded
         answer(opened=_granted(settings, capture, size, cv2))
-        pace = _pace(capture, cv2)
+        pace = _pace(settings, capture, cv2)
         load = _Load() if settings["threads"] == 1 and not settings["camera"] and pace is None else None
-        dropped = 0
+        dropped = spoiled = 0
         grabbed = _Grabbed(capture, 0 if settings["camera"] else _FAILURES)
         while grabbed.next():
             if pace is not None:
@@ -178,9 +178,15 @@ def _capture(settings: dict[str, Any], slots: list[Any], commands: _Commands, an
             except IndexError:
                 dropped += 1  # not even converted to BGR
                 continue
-            size = _retrieve(capture, slots[number], size)
-            if size is None:
-                raise _Failed("a frame cannot be converted", "refused")
+            found = _retrieve(capture, slots[number], size, cv2)
+            if found is None:
+                # USB cameras send a spoiled picture now and then, mostly at their start.
+                commands.free.append(number)
+                grabbed.failures, spoiled = grabbed.failures + 1, spoiled + 1
+                if spoiled > _FAILURES:
+                    raise _Failed("its frames cannot be converted", "refused")
+                continue
+            size, spoiled = found, 0
             told = {"frame": number, "at": at, "height": size[0], "width": size[1]}
             answer(**told, dropped=dropped, corrupt=grabbed.failures)
         raise _Failed("its frames have ended", "lost")
@@ -223,10 +229,10 @@ class _Load:
         return share > _BUSY
 
 
-def _pace(capture: Any, cv2: Any) -> Callable[[], None] | None:
-    """What waits until the frame that was grabbed is due, where the stream is a recording that the server gives as
+def _pace(settings: dict[str, Any], capture: Any, cv2: Any) -> Callable[[], None] | None:
+    """What waits until the frame that was grabbed is due, where the stream is a recording that a web server gives as
     fast as it is read; None where it is live."""
-    if not capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
+    if not settings["address"].lower().startswith("http") or not capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
         return None
     begin = time.monotonic()
 
@@ -237,10 +243,13 @@ def _pace(capture: Any, cv2: Any) -> Callable[[], None] | None:
     return wait
 
 
-def _retrieve(capture: Any, slot: Any, size: list[int]) -> Any:
+def _retrieve(capture: Any, slot: Any, size: list[int], cv2: Any) -> list[int] | None:
     """Puts the frame that was grabbed into the slot. Returns its [height, width]; None where there is no picture."""
     into = slot.pixels(*size) if size[0] > 0 < size[1] else None
-    done, pixels = capture.retrieve(into)
+    try:
+        done, pixels = capture.retrieve(into)
+    except cv2.error:
+        return None
     if not done or pixels is None or pixels.ndim != 3 or pixels.shape[2] != 3:
         return None
     height, width = pixels.shape[:2]

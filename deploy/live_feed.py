@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.address import PROTOCOLS, Address, secrets
 from deploy.capture import CaptureOptions
-from deploy.capture_process import CaptureProcess
+from deploy.capture_process import CaptureProcess, without_secrets
 from deploy.errors import InputError
 from deploy.status import FeedStatus
 
@@ -218,7 +218,7 @@ class LiveFeed:
                 if "failed" in message:
                     return self._failure(process, message, running)
                 if "opened" in message:
-                    opened = message["opened"]
+                    opened = _checked(message["opened"])
                     deadline = time.monotonic() + max(_OPEN_SECONDS, 2 * self._options.stall)
                 if "frame" in message:
                     dropped, told_dropped = message["dropped"] - told_dropped, message["dropped"]
@@ -241,7 +241,7 @@ class LiveFeed:
         return None
 
     def _failure(self, process: CaptureProcess, message: Mapping[str, Any], ran: bool) -> _Failure:
-        reason, kind = str(message["failed"]), str(message["kind"])
+        reason, kind = without_secrets(str(message["failed"]), self._secrets), str(message["kind"])
         words = process.words()
         if kind == "slow":
             self._decoder_threads = os.cpu_count() or 1
@@ -259,19 +259,21 @@ class LiveFeed:
         return dataclasses.replace(failure, reason=f"{failure.reason} {how}") if failure.kind == "died" else failure
 
     def _take_in(self, process: CaptureProcess, message: Mapping[str, Any], dropped: int, corrupt: int) -> None:
-        """Makes a frame the newest. Raises InputError for one that is not there."""
-        slot, height, width = message["frame"], message["height"], message["width"]
+        """Makes a frame the newest. Raises InputError for one that is not there, ValueError for what is none."""
+        slot, at, height, width = message["frame"], message["at"], message["height"], message["width"]
+        if slot not in range(len(process.slots)) or not 0 <= at <= time.monotonic():
+            raise ValueError
         pixels = process.slots[slot].pixels(height, width)
         with self._lock:
             index = self._counts["captured"] + dropped
-            old, self._newest = self._newest, _Newest(process, slot, pixels, message["at"], index)
+            old, self._newest = self._newest, _Newest(process, slot, pixels, at, index)
             self._counts["captured"] += dropped + 1
             self._counts["dropped"] += dropped + (old is not None)
             self._counts["corrupt"] += corrupt
-            self._arrivals.append(message["at"])
+            self._arrivals.append(at)
             self._size = (height, width)
             if math.isnan(self._first_at):
-                self._first_at = message["at"]
+                self._first_at = at
         if old is not None:
             process.free(old.slot)
         self._wake.set()
@@ -327,3 +329,9 @@ class LiveFeed:
         if now - self._told.get(key, -math.inf) >= _TELL_AGAIN_SECONDS:
             self._told[key] = now
             self._tell(Event(self.name, state, time.time(), text, facts))
+
+
+def _checked(opened: Mapping[str, Any]) -> dict[str, Any]:
+    """What a camera granted, or a stream is. Raises ValueError or TypeError for what is none."""
+    codec = without_secrets(str(opened["codec"]), ())[:8]
+    return {"codec": codec, "fps": None if opened["fps"] is None else float(opened["fps"])}

@@ -1,6 +1,6 @@
 """Where pictures come from: one picture, a folder of them, or a video file. Every frame, in order.
 
-A stream or a camera wants the newest frame instead of every one, and is refused here.
+A stream or a camera wants the newest frame instead of every one: live_feed.py.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ def locate(source: str) -> Source:
         raise InputError(f"cannot look at {source!r}: {reason}; check the path") from error
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) or (mode is None and re.fullmatch(r"\d+|/dev/video\d+", source)):
         # The address stays out of the sentence: it may hold a password.
-        raise InputError("streams and cameras come in a later version; give a picture, a folder or a video file")
+        raise InputError("only files are read here, no stream and no camera; give a picture, a folder or a video file")
     if mode is None:
         raise InputError(f"there is no {source!r}; give a picture, a folder of pictures or a video file")
     if stat.S_ISDIR(mode):
         return Source("folder", path, _pictures(path))
     if stat.S_ISCHR(mode):
-        raise InputError(f"{path} is a device; cameras come in a later version, give a file or a folder")
+        raise InputError(f"only files are read here, and {path} is a device; give a picture, a folder or a video file")
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} is neither a file nor a folder; give a picture, a folder or a video file")
     return Source("video" if _is_video(path) else "picture", path, (path,))

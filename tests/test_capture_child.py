@@ -98,6 +98,31 @@ def test_a_thread_that_is_always_busy_is_too_slow(monkeypatch: pytest.MonkeyPatc
     assert not _Load().too_much(200.0)
 
 
+class FakeRecording:
+    def __init__(self, frames: float, milliseconds: float) -> None:
+        self._values = {7: frames, 0: milliseconds}
+
+    def get(self, code: int) -> float:
+        return self._values[code]
+
+
+class FakeCv2:
+    CAP_PROP_FRAME_COUNT, CAP_PROP_POS_MSEC = 7, 0
+
+
+def test_a_recording_from_a_web_server_is_played_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(capture_child.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(capture_child.time, "sleep", slept.append)
+    web = SETTINGS | {"address": "http://host/film.mp4"}
+    wait = capture_child._pace(web, FakeRecording(60, 400), FakeCv2)
+    assert wait is not None
+    wait()
+    assert slept == [pytest.approx(0.4)]
+    assert capture_child._pace(web, FakeRecording(-9e15, 400), FakeCv2) is None  # MJPEG
+    assert capture_child._pace(SETTINGS | {"address": "rtsp://host/x"}, FakeRecording(60, 400), FakeCv2) is None
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [(errno.ENOENT, "plug"), (errno.EACCES, "group video"), (errno.EBUSY, "another program"), (errno.EIO, "opened")],

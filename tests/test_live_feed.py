@@ -44,6 +44,10 @@ class Camera:
         if os.path.exists(os.environ["CAMERA"] + ".crashes"): os.abort()
         return os.path.exists(os.environ["CAMERA"])
     def retrieve(self, into=None):
+        if os.path.exists(os.environ["CAMERA"] + ".spoils") and self.number % 3:
+            if self.number % 2: return False, None
+            import cv2
+            raise cv2.error("spoiled")
         return True, np.full((24, 32, 3), self.number % 250, np.uint8)
 
 def open_camera(settings, cv2):
@@ -276,6 +280,14 @@ def test_a_camera_that_is_unplugged_comes_back(camera: Path) -> None:
         assert one.kinds()[-1] == "running"
 
 
+def test_a_spoiled_picture_of_a_camera_is_passed_over(camera: Path) -> None:
+    camera.with_name("camera.spoils").touch()
+    with watched("0") as one:
+        one.more(10)
+        assert one.feed.status().corrupt >= 10
+        assert one.kinds() == ["opening", "running"]
+
+
 def test_what_a_camera_granted_is_told_beside_what_was_asked(camera: Path) -> None:
     with watched("0", CaptureOptions(width=1920, height=1080, fps=50, codec="MJPG")) as one:
         one.more()
@@ -329,6 +341,11 @@ time.sleep(20)
         '{"frame": 0, "at": 1, "height": 2, "width": 2, "dropped": 0, "corrupt": 0}',
         '{"frame": 0, "at": 1, "height": 99999, "width": 99999, "dropped": 0, "corrupt": 0}',
         '{"frame": 0}',
+        '{"frame": 0, "at": "x", "height": 2, "width": 2, "dropped": 0, "corrupt": 0}',
+        '{"frame": 0, "at": NaN, "height": 2, "width": 2, "dropped": 0, "corrupt": 0}',
+        '{"frame": -1, "at": 1, "height": 2, "width": 2, "dropped": 0, "corrupt": 0}',
+        '{"opened": {"fps": "fast", "codec": ""}}',
+        '{"opened": 1}',
         '{"frame": "x", "at": 1, "height": 2, "width": 2, "dropped": 0, "corrupt": 0}',
         '{"opened": {"fps": "x' + "y" * 70_000,
     ],
@@ -340,6 +357,16 @@ def test_a_child_that_tells_nonsense_is_not_believed(monkeypatch: pytest.MonkeyP
         one.until(lambda: one.feed.status().state == "waiting")
         assert "the capture's process" in one.feed.status().reason
         assert one.feed.status().captured == 0
+
+
+def test_words_of_a_child_are_one_printable_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_process, "CHILD", ("-c", LIAR))
+    lie = {"failed": "\x1b[2J\nrtsp://u:p@h/ " + "x" * 999, "kind": "lost"}
+    monkeypatch.setenv("LIES", json.dumps([json.dumps(lie)]))
+    with watched("0") as one:
+        one.until(lambda: one.feed.status().state == "waiting")
+        reason = one.feed.status().reason
+    assert reason.isprintable() and len(reason) <= 200 and "u:p" not in reason
 
 
 def test_pauses_grow_and_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_a_single_bad_picture_is_an_error(tmp_path: Path, content: bytes) -> Non
     "address", ["rtsp://user:secret@10.0.0.1/live", "http://user:secret@host/", "0", "12", "/dev/video7"]
 )
 def test_streams_and_cameras_are_refused_without_their_password(address: str) -> None:
-    with pytest.raises(InputError, match="later version") as error:
+    with pytest.raises(InputError, match="no stream and no camera") as error:
         locate(address)
     assert "secret" not in str(error.value)
 
