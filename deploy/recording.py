@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -29,8 +29,8 @@ from deploy.status import Snapshot
 
 #: A pause of a feed that is longer, in seconds, ends the segment instead of being filled with its last picture.
 _LONGEST_PAUSE = 3.0
-#: Seconds that an encoder has to finish its file.
-_FINISH = 5.0
+#: Seconds that an encoder has to finish its file, and that nothing is recorded after a failure.
+_FINISH, _REST = 5.0, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,8 @@ class RecordingSettings:
 class Recording:
     """Records each feed that it is given results of, into FOLDER/FEED_YYYYMMDDTHHMMSSZ.mp4 (UTC).
 
-    A new segment begins after settings.seconds, when the frame's size changes and after a pause of three seconds.
+    A new segment begins after settings.seconds, when the frame's size changes and after a pause of three seconds; after
+    a failure, such as a full disk, ten seconds later.
     """
 
     name = "mp4"
@@ -70,6 +71,8 @@ class Recording:
         """
         self._settings, self._snapshot, self._shapes = settings, snapshot, shapes or {}
         self._live: dict[str, bool] = {}
+        #: By feed: the last failure, and until when it rests (time.monotonic()).
+        self._resting: dict[str, tuple[str, float]] = {}
         self._captions = captions(labels)
         self._segments: dict[str, _Segment] = {}
         try:
@@ -84,21 +87,26 @@ class Recording:
         self.codec = "h264" if settings.codec != "mpeg4" and has_h264() else "mpeg4"
 
     def result(self, result: Result) -> None:
-        """Raises InputError where the segment cannot be written; the next result begins another one."""
+        """Raises InputError where the segment cannot be written, and while it rests after that."""
+        reason, end = self._resting.get(result.feed, ("", 0.0))
+        if time.monotonic() < end:
+            raise InputError(reason)
         now = self._time(result)
         segment = self._segments.get(result.feed)
         if segment and not segment.wants(now):
             return  # its picture would be left out, so it is not drawn either
         picture = annotated(result, self._captions, self._shapes.get(result.feed, ()), self._settings.most_width)
         picture = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]  # the codecs want even sides
-        if segment and not segment.continues(now, picture):
-            self._finish(result.feed)
-            segment = None
         try:
+            if segment and not segment.continues(now, picture):
+                self._finish(result.feed)
+                segment = None
             if segment is None:
                 segment = self._segments[result.feed] = _Segment(self._settings, self.codec, result.feed, now, picture)
             segment.add(now, picture)
-        except InputError:
+        except InputError as error:
+            # An encoder a frame, each of which fails, would take the machine away from the detector.
+            self._resting[result.feed] = str(error), time.monotonic() + _REST
             if (broken := self._segments.pop(result.feed, None)) is not None:
                 broken.discard()
             raise
@@ -125,7 +133,8 @@ class Recording:
     def _finish(self, feed: str) -> None:
         self._segments.pop(feed).finish()
         if self._settings.most_bytes is not None:
-            _make_room(self._settings.folder, self._settings.most_bytes)
+            growing = {segment.temporary for segment in self._segments.values()}
+            _make_room(self._settings.folder, self._settings.most_bytes, growing)
 
 
 class _Writer(Protocol):
@@ -145,10 +154,10 @@ class _Segment:
         self._written = 0
         self._newest = now
         self._path = _free_name(settings.folder, feed)
-        self._temporary = self._path.with_name(f"{self._path.stem}.part.mp4")
+        self.temporary = self._path.with_name(f"{self._path.stem}.part.mp4")
         size = picture.shape[1], picture.shape[0]
         make: Callable[..., _Writer] = _Ffmpeg if codec == "h264" else _OpenCv
-        self._writer = make(self._temporary, settings.fps, size)
+        self._writer = make(self.temporary, settings.fps, size)
 
     def wants(self, now: float) -> bool:
         return self._due(now) > self._written or now >= self._end or now < self._newest
@@ -166,13 +175,16 @@ class _Segment:
     def finish(self) -> None:
         self._writer.finish()
         try:
-            os.replace(self._temporary, self._path)
+            os.replace(self.temporary, self._path)
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}; free some place") from error
 
     def discard(self) -> None:
-        """After a failure: what was written stays under its temporary name."""
+        """After a failure: what can be played of it stays, under its temporary name."""
         self._writer.discard()
+        if not is_readable(self.temporary):
+            with contextlib.suppress(OSError):
+                self.temporary.unlink()
 
     def _due(self, now: float) -> int:
         """Pictures that the file should hold at this time."""
@@ -288,13 +300,18 @@ def _free_name(folder: Path, feed: str) -> Path:
     raise InputError(f"no name is free for another segment {stem} in {folder}; clear the folder")
 
 
-def _make_room(folder: Path, most_bytes: int) -> None:
-    """Removes the oldest segments until those that are left take no more than most_bytes."""
-    named = re.compile(r"[A-Za-z0-9-]+_\d{8}T\d{6}Z(-\d+)?\.mp4")
-    found = [(path.stat(), path) for path in folder.iterdir() if named.fullmatch(path.name) and path.is_file()]
+def _make_room(folder: Path, most_bytes: int, growing: Collection[Path]) -> None:
+    """Removes the oldest segments, those that an earlier run left unfinished included, until the others take no more
+    than most_bytes. The newest one stays, and so do those that grow."""
+    named = re.compile(r"[A-Za-z0-9-]+_\d{8}T\d{6}Z(-\d+)?(\.part)?\.mp4")
+    found = [
+        (path.stat(), path)
+        for path in folder.iterdir()
+        if named.fullmatch(path.name) and path.is_file() and path not in growing
+    ]
     found.sort(key=lambda one: one[0].st_mtime, reverse=True)
     total = 0
     for place, (status, path) in enumerate(found):
         total += status.st_size
-        if total > most_bytes and place:  # the newest one stays
+        if total > most_bytes and place:
             path.unlink(missing_ok=True)

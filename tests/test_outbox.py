@@ -165,6 +165,18 @@ def test_close_lets_go_of_an_output_that_hangs() -> None:
     assert output.taken == [0]
 
 
+def test_a_failure_at_the_end_is_told_too() -> None:
+    output, told = Recorder(), []
+
+    def fail() -> None:
+        raise InputError("cannot finish o.mp4; free some place")
+
+    output.close = fail
+    outbox = Outbox(output, warn=told.append)
+    outbox.close(20)
+    assert told == ["output recorder: cannot finish o.mp4; free some place"] and outbox.status().failed == 1
+
+
 def test_a_function_is_an_output(tmp_path) -> None:
     taken: list[int] = []
     with JsonLines(str(tmp_path / "o.jsonl"), feed_values.LABELS) as lines:

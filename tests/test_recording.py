@@ -1,5 +1,6 @@
 """Segments: paced by the clock, whole under their real names, and no more of them than there is room for."""
 
+import os
 import re
 import subprocess
 import sys
@@ -101,11 +102,14 @@ def test_each_feed_has_its_own_files_and_its_end_finishes_them(tmp_path: Path) -
 def test_the_oldest_segments_make_room(tmp_path: Path) -> None:
     other = tmp_path / "holiday.mp4"
     other.write_bytes(b"0" * 100_000)
+    left_by_a_kill = tmp_path / "door_20200101T000000Z.part.mp4"
+    left_by_a_kill.write_bytes(b"0" * 1000)
+    os.utime(left_by_a_kill, (0, 0))
     record = Recording(RecordingSettings(tmp_path, seconds=1.0, fps=5, codec="mpeg4", most_bytes=1), LABELS)
     for i in range(12):
         record.result(at(i / 4))
     record.close()
-    assert other.exists()
+    assert other.exists() and not left_by_a_kill.exists()
     assert len(segments(tmp_path)) == 1 + 1  # the newest one stays
 
 
@@ -143,18 +147,28 @@ def test_a_killed_run_leaves_finished_segments_whole(tmp_path: Path, codec) -> N
 
 
 @pytest.mark.skipif(not recording.has_h264(), reason="no ffmpeg with libx264 here")
-def test_an_ffmpeg_that_dies_is_an_error_and_the_next_result_begins_anew(tmp_path: Path) -> None:
+def test_an_ffmpeg_that_dies_is_an_error_and_after_a_rest_another_one_begins(tmp_path: Path, monkeypatch) -> None:
     record = Recording(RecordingSettings(tmp_path, fps=10, codec="h264"), LABELS)
     record.result(at(0))
     process = record._segments["door"]._writer._process
     process.kill()
     process.wait()
-    with pytest.raises(InputError, match="ffmpeg ended while it wrote"):
-        for i in range(1, 20):
-            record.result(at(i / 10, size=(96, 128)))
-    record.result(at(2.0))
+    began = []
+    whole = recording._Segment
+    monkeypatch.setattr(recording, "_Segment", lambda *a: (began.append(1), whole(*a))[1])
+    failed = 0
+    for i in range(1, 30):
+        try:
+            record.result(at(i / 10))
+        except InputError as error:
+            assert "ffmpeg ended while it wrote" in str(error)
+            failed += 1
+    assert failed >= 29 - 2 and not began  # it fails, and does not begin a process a frame
+    assert list(tmp_path.iterdir()) == []  # nothing of it can be played
+    record._resting.clear()
+    record.result(at(4.0))
     record.close()
-    assert [len(read(path)[1]) for path in tmp_path.iterdir() if ".part." not in path.name] == [1]
+    assert began == [1] and [len(read(path)[1]) for path in tmp_path.iterdir()] == [1]
 
 
 def test_what_cannot_be_recorded_is_said_before_the_feed_opens(tmp_path: Path, monkeypatch) -> None:
