@@ -68,7 +68,7 @@ def all_at_once(calls: Iterable[Callable[[], object]]) -> None:
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=call, args=(one,)) for one in calls]
+    threads = [threading.Thread(target=call, args=(one,), daemon=True) for one in calls]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -8,6 +8,7 @@ the variant, tells systemd that all is well, and ends everything.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ _TICK = 1.0
 _HANGS = 30.0
 #: Seconds that outputs have for what waits, when the run is ended from outside.
 _PARTING = 1.0
+#: The same for those that are to have every result, when the run has ended by itself.
+_FINISHING = 60.0
 
 End = Literal["ended", "stop", "reload"]
 
@@ -115,15 +118,17 @@ class Run:
 
     def close(self, end: End) -> None:
         """Ends it, but for the feeds. What waits in outputs is still handed out: all of it where the run ended by
-        itself, else for a second.
+        itself, as far as an output is to have all, else for a second.
 
         Raises what a lossless output raised.
         """
         self._feeds.listener = None
         self._pipeline.stop()
-        patience = None if end == "ended" else _PARTING
         try:
-            all_at_once((lambda box=box: box.close(patience)) for box in self._outboxes)  # type: ignore[misc]
+            all_at_once(
+                functools.partial(box.close, _FINISHING if end == "ended" and box.lossless else _PARTING)
+                for box in self._outboxes
+            )
         finally:
             self._pipeline.close()
             if self._consumer.ident is not None:

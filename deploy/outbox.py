@@ -92,6 +92,10 @@ class Outbox:
             if kind is None:
                 raise
 
+    @property
+    def lossless(self) -> bool:
+        return self._lossless
+
     def offer(self, result: Result) -> None:
         """Never blocks, unless lossless: then it waits for room. Once closed, drops.
 

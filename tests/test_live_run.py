@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from toy_detector import write_toy
 
 from deploy.address import parse_address
 from deploy.capture import CaptureOptions
-from deploy.detect_settings import DetectSettings, SourceSettings
+from deploy.detect_settings import DetectSettings, LinkSettings, SourceSettings
 from deploy.errors import InputError
 from deploy.feeds import Feeds
 from deploy.live_run import run
@@ -133,3 +134,13 @@ def test_it_ends_in_time_while_nobody_reads_its_output(toy: Path, tmp_path: Path
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 0 and "Traceback" not in error
+
+
+def test_a_dead_output_does_not_keep_a_film_that_has_ended(toy: Path, tmp_path: Path) -> None:
+    """A server that takes connections and never answers."""
+    cv2.imwrite(str(tmp_path / "red.png"), np.full((8, 8, 3), (0, 0, 255), np.uint8))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hook = LinkSettings(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        begin = time.monotonic()
+        last = run_it(DetectSettings((toy,), (source("a", str(tmp_path / "red.png")),), webhook=hook))
+        assert last.results == 1 and time.monotonic() - begin < 30  # all its attempts take longer
