@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from deploy.run_log import RunLog
 if TYPE_CHECKING:
     from deploy.result import Event
 
+_MOST_EARLY = 64
 _Key = tuple[str, Address, CaptureOptions]
 
 
@@ -24,8 +26,10 @@ class Feeds:
         self.wake = threading.Event()
         self._log = log
         self._open: dict[_Key, Feed] = {}
-        #: Takes each feed's events, beside the log.
-        self.listener: Callable[[Event], None] | None = None
+        self._lock = threading.Lock()
+        self._listener: Callable[[Event], None] | None = None
+        #: What came while nobody listened: outputs are opened later than feeds.
+        self._early: deque[Event] = deque(maxlen=_MOST_EARLY)
 
     def __enter__(self) -> Feeds:
         return self
@@ -52,10 +56,21 @@ class Feeds:
         self._open = opened
         return list(opened.values())
 
+    def listen(self, listener: Callable[[Event], None] | None) -> None:
+        """From now on listener takes each feed's events, beside the log, those first that nobody took before. It must
+        not wait, and is called in other threads too."""
+        with self._lock:
+            self._listener = listener
+            while listener is not None and self._early:
+                listener(self._early.popleft())
+
     def _tell(self, event: Event) -> None:
         self._log.event(event)
-        if self.listener is not None:
-            self.listener(event)
+        with self._lock:
+            if self._listener is None:
+                self._early.append(event)
+            else:
+                self._listener(event)
 
 
 def all_at_once(calls: Iterable[Callable[[], object]]) -> None:

@@ -77,7 +77,7 @@ class Run:
                 lossless=not any(live.values()), tell=log.line,
             )  # fmt: skip
             self._stack = self._stack.pop_all()
-        feeds.listener = self._event
+        feeds.listen(self._event)
         self._consumer = threading.Thread(target=self._consume, name="slimdet-postprocess", daemon=True)
         self._consumer.start()
 
@@ -122,7 +122,7 @@ class Run:
 
         Raises what a lossless output raised.
         """
-        self._feeds.listener = None
+        self._feeds.listen(None)
         self._pipeline.stop()
         try:
             all_at_once(
