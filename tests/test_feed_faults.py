@@ -76,8 +76,9 @@ def test_what_misses_its_bound_is_said(rows: list[dict[str, Any]], words: str) -
 
 
 def test_old_and_ageing_results_are_said() -> None:
-    (sentence,) = verdicts([], age(since_made_ms=200.0), {})
-    assert "grew from 170.0 to 200.0" in sentence
+    (sentence,) = verdicts([], age(since_made_ms=210.0), {})
+    assert "grew from 170.0 to 210.0" in sentence
+    assert verdicts([], age(since_made_ms=190.0), {}) == []
     (sentence,) = verdicts([], age() | {"bound_ms": 100.0}, {})
     assert "100.0 at most" in sentence
 
