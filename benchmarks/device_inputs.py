@@ -106,6 +106,7 @@ def _yolo_notes(folder: Path, split: str | None) -> list[Path]:
 #: cannot be used on a device.
 INPUTS: Mapping[str, Callable[[str, Mapping[str, Any]], Input | None]] = {
     "model": one_file,
+    "variant": one_file,
     "picture": one_file,
     "names": one_file,
     "source": source,

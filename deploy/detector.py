@@ -50,7 +50,11 @@ class Detector:
         content, self.contract = read(Path(path))
         self.model = open_model(content, backend, threads)
         check(self.model, self.contract)
-        self.preprocess = Preprocessor(self.contract.input, self.model.inputs[0])
+        self.preprocess = self.preprocessor()
+
+    def preprocessor(self) -> Preprocessor:
+        """One more way in, with buffers of its own: it may work in a thread while the model runs."""
+        return Preprocessor(self.contract.input, self.model.inputs[0])
 
     def detect(self, bgr: np.ndarray) -> Detections:
         """Detections in pixels of the picture, best first. bgr: uint8 (h, w, 3)."""

@@ -109,7 +109,11 @@ class JsonLines:
 
     def write(self, frame: Frame, found: Detections) -> None:
         """Raises InputError where the line cannot be written."""
-        line = json.dumps(to_json(frame, found, self._labels), allow_nan=False)
+        self.write_line(to_json(frame, found, self._labels))
+
+    def write_line(self, value: Mapping[str, Any]) -> None:
+        """value: plain JSON values. Raises InputError where the line cannot be written."""
+        line = json.dumps(value, allow_nan=False)
         if self._destination is None:
             click.echo(line)
             return

@@ -18,8 +18,11 @@ class Event:
 
     #: The feed's name; "" where it concerns all.
     feed: str
-    #: Of a feed: its new state. Of zones and lines what was done there. "model": another variant runs from now on.
-    kind: Literal["opening", "running", "stalled", "waiting", "ended", "failed", "entered", "left", "crossed", "model"]
+    #: Of a feed: its new state, or "skipped": a folder's picture that cannot be read. Of zones and lines what was done
+    #: there. "model": another variant runs from now on.
+    kind: Literal[
+        "opening", "running", "stalled", "waiting", "ended", "failed", "skipped", "entered", "left", "crossed", "model"
+    ]
     #: Seconds since 1970 (time.time()).
     at: float
     #: One line for people, without any password.

@@ -1,6 +1,6 @@
 """Where pictures come from: one picture, a folder of them, or a video file. Every frame, in order.
 
-A stream or a camera wants the newest frame instead of every one, and is refused here.
+A stream or a camera wants the newest frame instead of every one: live_feed.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,13 +91,13 @@ def locate(source: str) -> Source:
         raise InputError(f"cannot look at {source!r}: {reason}; check the path") from error
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) or (mode is None and re.fullmatch(r"\d+|/dev/video\d+", source)):
         # The address stays out of the sentence: it may hold a password.
-        raise InputError("streams and cameras come in a later version; give a picture, a folder or a video file")
+        raise InputError("only files are read here, no stream and no camera; give a picture, a folder or a video file")
     if mode is None:
         raise InputError(f"there is no {source!r}; give a picture, a folder of pictures or a video file")
     if stat.S_ISDIR(mode):
         return Source("folder", path, _pictures(path))
     if stat.S_ISCHR(mode):
-        raise InputError(f"{path} is a device; cameras come in a later version, give a file or a folder")
+        raise InputError(f"only files are read here, and {path} is a device; give a picture, a folder or a video file")
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} is neither a file nor a folder; give a picture, a folder or a video file")
     return Source("video" if _is_video(path) else "picture", path, (path,))
@@ -195,32 +196,39 @@ class Video:
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._capture.release()
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, ahead: bool = True) -> Iterator[Frame]:
         """Every frame in order, up to the end or to the first one that cannot be decoded.
 
         Frame.time is the container's own timestamp; where that is missing or does not grow, index / fps (fps as the
-        file says, or ASSUMED_FPS). The next frame is decoded in a thread while the caller works on this one. Iterate
-        once.
+        file says, or ASSUMED_FPS). ahead: the next frame is decoded in a thread while the caller works on this one.
+        Iterate once.
 
         Raises InputError when not a single frame can be decoded.
         """
         previous = -1.0
         index = 0
-        upcoming = self._reader.submit(self._read)
-        while True:
-            stamp, pixels = upcoming.result()
+        for stamp, pixels, at in self._reads(ahead):
             if pixels is None:
                 break
-            upcoming = self._reader.submit(self._read)
             if not (math.isfinite(stamp) and stamp > previous):
                 stamp = index / (self.fps or ASSUMED_FPS)
-            yield Frame(self.path, index, stamp, pixels)
+            yield Frame(self.path, index, stamp, pixels, at)
             previous = stamp
             index += 1
         if index == 0:
             raise InputError(f"not one frame of {self.path} can be decoded; the file is cut or damaged")
 
-    def _read(self) -> tuple[float, np.ndarray | None]:
+    def _reads(self, ahead: bool) -> Iterator[tuple[float, np.ndarray | None, float]]:
+        while not ahead:
+            yield self._read()
+        upcoming = self._reader.submit(self._read)
+        while True:
+            done = upcoming.result()
+            if done[1] is not None:
+                upcoming = self._reader.submit(self._read)
+            yield done
+
+    def _read(self) -> tuple[float, np.ndarray | None, float]:
         done, pixels = self._capture.read()
         # After a read, this is the time of the frame that was read.
-        return self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, pixels if done else None
+        return self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, pixels if done else None, time.monotonic()

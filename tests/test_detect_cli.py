@@ -1,5 +1,6 @@
 """The command detect from end to end: exit codes, outputs, signals and full disks."""
 
+import contextlib
 import json
 import os
 import pty
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import pytest
 
 from deploy.detector import Detector
 from deploy.picture import read_picture
+from toy_detector import write_toy
 
 ROOT = Path(__file__).parents[1]
 DETECT = [sys.executable, "-m", "deploy", "detect"]
@@ -35,10 +39,17 @@ class Detector:
     def __init__(self, *arguments):
         self.contract = types.SimpleNamespace(labels=("dog", "person", os.environ.get("LABEL", "bus")))
 
-    def detect(self, bgr):
+    def preprocessor(self):
+        return lambda bgr: (bgr[:1, 0, 0].copy(), None)
+
+    def invoke(self, tensor):
         time.sleep(float(os.environ.get("SECONDS", 0)))
-        box = [4, 20, 44, 40] if bgr[0, 0, 0] < 250 else [np.nan] * 4
-        class_id = np.rint(bgr[:1, 0, 0] / 40).astype(np.int32)
+        return {"level": tensor}
+
+    def postprocess(self, outputs, placement):
+        level = outputs["level"]
+        box = [4, 20, 44, 40] if level[0] < 250 else [np.nan] * 4
+        class_id = np.rint(level / 40).astype(np.int32)
         return Detections(np.array([box], np.float32), np.array([0.5], np.float32), class_id)
 
 deploy.detector.Detector = Detector
@@ -78,6 +89,11 @@ def picture(path: Path, level: int = 0) -> Path:
 
 
 @pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    return write_toy(tmp_path / "toy.tflite")
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two pictures, of a dog and of a person, and one that is cut."""
     picture(tmp_path / "in" / "a.png", 0)
@@ -100,8 +116,8 @@ def film(tmp_path: Path) -> Path:
 def test_help_has_an_example_and_does_not_load_the_interpreter() -> None:
     code, out, error = detect("--help")
     assert (code, error) == (0, "") and "Example:\n    slimdet detect " in out
-    for option in ("--source", "--conf", "--iou", "--out", "--jsonl", "--backend", "--threads", "--debug"):
-        assert option in out
+    for option in "source conf iou out jsonl backend threads track page variant config systemd debug".split():
+        assert f"--{option}" in out
     loaded = subprocess.run(
         [sys.executable, "-c", "import deploy.cli, sys; print(*sys.modules)"], cwd=ROOT, capture_output=True, text=True
     ).stdout.split()
@@ -133,10 +149,131 @@ def test_a_missing_model_is_one_sentence_and_debug_a_traceback(tmp_path: Path) -
     assert code == 1 and "Traceback (most recent call last)" in error and "InputError" in error
 
 
-def test_a_stream_comes_later_and_its_password_stays_unsaid() -> None:
-    code, out, error = detect("m.tflite", "--source", "rtsp://user:secret@camera/live")
+def test_a_stream_that_refuses_ends_in_time_and_its_password_stays_unsaid(toy: Path) -> None:
+    begin = time.monotonic()
+    code, out, error = detect(toy, "--source", "rtsp://user:secret@127.0.0.1:9/live", "--for", 1)
+    assert time.monotonic() - begin < 20  # on a busy machine; it never ends by itself
+    assert code == 0 and "0: waiting: " in error and "rtsp://127.0.0.1:9/live: 0 frames" in out
+    assert "secret" not in out + error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_feed_ends_cleanly_at_a_signal(toy: Path, tmp_path: Path, number: int) -> None:
+    command = [*DETECT, str(toy), "--source", "pattern", "--source", "pattern", "--jsonl", str(tmp_path / "o.jsonl")]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*command, "--track"], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    wait_for(lambda: (tmp_path / "o.jsonl").exists() and (tmp_path / "o.jsonl").read_text().count("\n") > 6)
+    process.send_signal(number)
+    code, out, error = ended(process)
+    assert (code, out) == (0, "") and "pattern, pattern: " in error and "Traceback" not in error
+    found = lines((tmp_path / "o.jsonl").read_text())
+    results = [line for line in found if "detections" in line]
+    assert {line["feed"] for line in results} == {"0", "1"}
+    assert all(line["age_ms"] > 0 and "track" in one for line in results for one in line["detections"])
+
+
+def test_a_film_of_several_sources_is_read_whole(toy: Path, film: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "b.png", 40)
+    code, out, error = detect(toy, "--source", film, "--source", tmp_path / "b.png", "--jsonl", tmp_path / "o.jsonl")
+    assert (code, out) == (0, "") and "301 frames" in error
+    found = [line for line in lines((tmp_path / "o.jsonl").read_text()) if "detections" in line]
+    assert [line["frame"] for line in found if line["feed"] == "0"] == list(range(300))
+    assert [line["source"] for line in found if line["feed"] == "1"] == [str(tmp_path / "b.png")]
+
+
+def test_a_config_is_checked_run_and_read_anew(toy: Path, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"model: {toy.name}\nsources: {{yard: pattern}}\njsonl: o.jsonl\n")
+    code, out, error = detect("--config", config, "--check")
+    assert (code, out, error) == (0, "the settings can be used; feeds: yard (pattern)\n", "")
+    process = subprocess.Popen(
+        [*DETECT, "--config", str(config)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    written = tmp_path / "o.jsonl"
+    wait_for(lambda: written.exists() and '"yard"' in written.read_text())
+    config.write_text("model: [\n")
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    config.write_text(f"model: {toy.name}\nsources: {{yard: pattern, door: pattern}}\njsonl: o.jsonl\n")
+    process.send_signal(signal.SIGHUP)
+    wait_for(lambda: '"door"' in written.read_text())
+    process.send_signal(signal.SIGTERM)
+    code, out, error = ended(process)
+    assert code == 0 and error.count("the settings stay as they were: ") == 1 and f"{config}:" in error
+    assert error.count("the settings were read anew") == 1
+    assert error.count("yard: opening") == 1  # the same feed goes on
+    numbers = [line["frame"] for line in lines(written.read_text()) if line.get("feed") == "yard" and "frame" in line]
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_password_is_told_nowhere(toy: Path, tmp_path: Path) -> None:
+    """Not on standard output or error, not in the page's state, metrics and health, not in JSON lines, and not in the
+    words that the processes were started with."""
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"model: {toy.name}\njsonl: o.jsonl\npage: {{port: 0, token: t0ken}}\nsources:\n  pattern: pattern\n  yard:\n"
+        "    address: rtsp://127.0.0.1:9/live\n    user: admin\n    password: {env: YARD_PASSWORD}\n"
+    )
+    environment = {**os.environ, "YARD_PASSWORD": "s3cr3t-of-yard"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [*DETECT, "--config", str(config)], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+    assert process.stderr is not None
+    told, address = "", ""
+    while not (address and "yard: waiting" in told):
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+        address = line.split("page: ")[1].strip() if "page: " in line else address
+    wait_for(lambda: (tmp_path / "o.jsonl").exists() and "pattern" in (tmp_path / "o.jsonl").read_text())
+    for path in ("state.json", "metrics", "healthz"):
+        try:
+            with urllib.request.urlopen(f"{address.rstrip('/')}/{path}?token=t0ken", timeout=10) as answer:
+                told += answer.read().decode()
+        except urllib.error.HTTPError as error:  # healthz, as one feed does not run
+            told += error.read().decode()
+    for words in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            told += words.read_bytes().decode(errors="replace")
+    process.send_signal(signal.SIGTERM)
+    code, out, error = ended(process)
+    told += out + error + (tmp_path / "o.jsonl").read_text()
+    assert code == 0 and "rtsp://127.0.0.1:9/live" in told and "slimdet" in told
+    assert "s3cr3t" not in told and "t0ken" not in told
+
+
+def test_options_do_not_go_with_a_config(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("model: m.tflite\nsources: {yard: pattern}\n")
+    for extra, code, said in (
+        (["--conf", "0.3"], 2, "leave --conf out"),
+        (["--source", "0"], 2, "leave --source out"),
+        (["--for", "-1"], 1, "--for is a number of seconds"),
+        ([], 1, "m.tflite"),
+    ):
+        found, out, error = detect("--config", config, *extra)
+        assert (found, out) == (code, "") and said in " ".join(error.split()) and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--zone", "a=0,0,1"], "--zone is NAME="),
+        (["--zone", "a=0,0,1,1"], "--zone: zones have three or more points"),
+        (["--line", "a=0,0,1,2"], "--line: lines have two points"),
+        (["--page", "here"], "--page is PORT"),
+        (["--size", "big"], "--size: size is WIDTHxHEIGHT"),
+        (["--codec", "JPEG2"], "codec is four letters"),
+        (["--mqtt", "user:secret@host"], "--mqtt: mqtt has a url"),
+        (["--for", "0"], "--for: for is a number"),
+        (["--max-age", "0"], "--max-age: age_ms is a number"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_told_before_anything_is_opened(arguments: list[str], said: str) -> None:
+    code, out, error = detect("m.tflite", "--source", "pattern", *arguments)
     assert (code, out, error.count("\n")) == (1, "", 1)
-    assert "later version" in error and "secret" not in error
+    assert said in error and "secret" not in error
 
 
 def test_a_picture_is_one_line_of_words(folder: Path) -> None:

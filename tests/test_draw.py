@@ -170,3 +170,19 @@ def test_a_box_without_a_text_is_drawn_in_its_colour_and_has_no_label() -> None:
     draw.draw_boxes(picture, np.array([[20.0, 40, 60, 80]]), [""], [(1, 2, 3)])
     assert np.unique(picture.reshape(-1, 3), axis=0).tolist() == [[0, 0, 0], [1, 2, 3]]
     assert (picture[40, 20:60] == (1, 2, 3)).all() and not picture[:40].any()
+
+
+def test_a_label_of_two_parts_is_one_block_and_its_first_part_is_drawn_once() -> None:
+    boxes = np.array([[20, 60, 150, 90]], np.float32)
+    one, other = np.zeros((2, 100, 200, 3), np.uint8)
+    draw.label.cache_clear()
+    draw.draw_boxes(one, boxes, [("person #7", "0.52")], [colour(1)])
+    draw.draw_boxes(other, boxes, [("person #7", "0.53")], [colour(1)])
+    assert draw.label.cache_info().misses == 1 + 2
+    parts = [draw.label(text, colour(1), 11, None) for text in ("person #7", "0.52")]
+    # The gap within them is that of one label: what would be the second one's left margin is left out.
+    width = parts[0].shape[1] + parts[1].shape[1] - max(2, 11 // 5)
+    _, top, _, _ = painted(one)
+    block = one[top : top + parts[0].shape[0], 20 : 20 + width]
+    np.testing.assert_array_equal(block[:-1, : parts[0].shape[1]], parts[0][:-1])
+    assert not (one == other).all()

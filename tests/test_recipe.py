@@ -22,7 +22,7 @@ from toolchain.recipe_checks import check_stages
 from toolchain.recipe_settings import Impossible
 from toolchain.recipe_stages import COMPRESSING
 from toolchain.recipe_training import Cluster, Finetune, Sparsify, Train, learns_from
-from toolchain.recipe_yaml import MAX_BYTES, MAX_DEPTH
+from deploy.strict_yaml import MAX_BYTES, MAX_DEPTH
 from toolchain.sparsity import Sparsity
 from toolchain.training import Training
 

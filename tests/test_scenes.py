@@ -86,12 +86,6 @@ def test_the_box_is_that_of_the_pixels(shape: int) -> None:
         assert np.abs(drawn - box).max() <= 0.5 + 2
 
 
-def test_unit_outlines_fit_the_unit_circle() -> None:
-    for outline in scenes._OUTLINES:
-        radius = np.hypot(*outline.T).max()
-        assert 0.9 < radius <= 1.14  # the square's corners lie at 0.8 * sqrt(2) = 1.131
-
-
 def test_classes_are_those_of_the_built_in_network() -> None:
     names = built_in_networks()["shapes"].with_suffix(".names")
     assert tuple(names.read_text().split()) == CLASSES

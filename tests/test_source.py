@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -99,7 +100,7 @@ def test_a_single_bad_picture_is_an_error(tmp_path: Path, content: bytes) -> Non
     "address", ["rtsp://user:secret@10.0.0.1/live", "http://user:secret@host/", "0", "12", "/dev/video7"]
 )
 def test_streams_and_cameras_are_refused_without_their_password(address: str) -> None:
-    with pytest.raises(InputError, match="later version") as error:
+    with pytest.raises(InputError, match="no stream and no camera") as error:
         locate(address)
     assert "secret" not in str(error.value)
 
@@ -149,6 +150,16 @@ def test_a_transport_stream_is_a_video(tmp_path: Path) -> None:
     on_disc = tmp_path / "v.m2ts"
     on_disc.write_bytes(b"".join(b"\0\0\0\0" + b"G" + bytes(187) for _ in range(8)))
     assert locate(str(on_disc)).kind == "video"
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_frames_are_the_same_whoever_decodes_ahead(tmp_path: Path, ahead: bool) -> None:
+    before = time.monotonic()
+    with Video(write_video(tmp_path / "v.avi", frames=5)) as video:
+        frames = list(video.frames(ahead))
+    assert [frame.index for frame in frames] == list(range(5))
+    assert [round(frame.pixels.mean() / 20) for frame in frames] == list(range(5))
+    assert all(before <= frame.captured <= time.monotonic() for frame in frames)
 
 
 def test_the_content_tells_a_video_not_the_ending(tmp_path: Path) -> None:
@@ -224,7 +235,7 @@ def test_an_mp4_without_its_index_is_an_error(tmp_path: Path) -> None:
 
 def test_a_video_without_a_frame_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Video(write_video(tmp_path / "v.avi")) as video:
-        monkeypatch.setattr(video, "_read", lambda: (0.0, None))
+        monkeypatch.setattr(video, "_read", lambda: (0.0, None, 0.0))
         with pytest.raises(InputError, match="not one frame"):
             list(video.frames())
 
@@ -249,7 +260,7 @@ def test_times_that_do_not_grow_are_counted_instead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stamps: list[float], times: list[float]
 ) -> None:
     with Video(write_video(tmp_path / "v.avi", fps=10.0)) as video:
-        reads = iter([(stamp, GREY) for stamp in stamps] + [(9.0, None)])
+        reads = iter([(stamp, GREY, 0.0) for stamp in stamps] + [(9.0, None, 0.0)])
         monkeypatch.setattr(video, "_read", lambda: next(reads))
         assert [frame.time for frame in video.frames()] == times
 

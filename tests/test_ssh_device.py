@@ -103,7 +103,7 @@ def test_detect_looks_at_pictures_that_were_copied(toy, device, tmp_path, capsys
     assert run_detect(toy, "--source", photos, *device, "--jsonl", "-") == 0
     assert capsys.readouterr().out == (tmp_path / "here").read_text()
     assert run_detect(toy, "--source", "/dev/video99", *device) == 1  # a camera is the device's own
-    assert "cameras come in a later version" in capsys.readouterr().err
+    assert "only files are read here" in capsys.readouterr().err
 
 
 def test_a_wrong_key_and_an_unknown_host(toy, ssh_server, tmp_path, capsys):  # noqa: F811

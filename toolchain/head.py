@@ -41,9 +41,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from deploy.contract import ROLES, Input, Role, Scale, YoloHead
 from deploy.errors import GraphError, InputError
+from deploy.strict_yaml import read_yaml
 from toolchain.graph import Graph, Node, reachable, replace_nodes
 from toolchain.nearest import nearest
-from toolchain.recipe_yaml import read_yaml
 from toolchain.shape_rules import Shape
 from toolchain.shapes import shapes
 
@@ -131,7 +131,7 @@ def read_head(path: Path) -> HeadFile:
     read.
     """
     try:
-        _, value, places = read_yaml(path)
+        _, value, places = read_yaml(path, "head file", "toolchain/head.py")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; give an existing HEAD.yaml") from error
     if isinstance(value.get("labels"), str):

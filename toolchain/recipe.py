@@ -25,13 +25,13 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from deploy.contract import Precision
 from deploy.errors import InputError
+from deploy.strict_yaml import Places, read_yaml
 from toolchain.carried import built_in_networks, carried_recipes
 from toolchain.nearest import nearest
 from toolchain.recipe_checks import check_stages
 from toolchain.recipe_data import Data, Split
 from toolchain.recipe_settings import Impossible, Seed, Settings
 from toolchain.recipe_stages import GraphStage
-from toolchain.recipe_yaml import Places, read_yaml
 
 Client = Literal["mediapipe", "task-library"]
 
@@ -267,7 +267,7 @@ def read_recipe(path_or_name: str, folder: Path | None = None) -> RecipeFile:
                 f"there is no file {path_or_name!r}{nearest(path_or_name, list(carried))}"
             )
         path, start = carried[path_or_name], folder or Path.cwd()
-    content, value, places = read_yaml(path)
+    content, value, places = read_yaml(path, "recipe", "`slimdet build --schema`")
     recipe = _validate(value, path, places)
     if recipe.model.built_in is not None and recipe.model.built_in not in built_in_networks():
         networks = list(built_in_networks())

@@ -22,8 +22,8 @@ from benchmarks.dataset import read_dataset
 from deploy.errors import InputError
 from deploy.picture import picture_size
 from deploy.source import locate
+from deploy.strict_yaml import read_yaml
 from toolchain.graph import Graph
-from toolchain.recipe_yaml import read_yaml
 from toolchain.training import PictureFolder, TrainingData
 
 #: What ultralytics calls the file that describes data in YOLO layout.
@@ -162,7 +162,7 @@ def _described_names(folder: Path) -> tuple[str, ...]:
     path = folder / DESCRIPTION
     if not path.is_file():
         return ()
-    _, described, places = read_yaml(path)
+    _, described, places = read_yaml(path, "recipe", "`slimdet build --schema`")
     named = described.get("names")
     if isinstance(named, dict) and list(named) == [str(index) for index in range(len(named))]:
         named = list(named.values())

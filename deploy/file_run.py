@@ -1,4 +1,4 @@
-"""From a source through the detector to wherever its detections go."""
+"""From files through the detector to wherever their detections go: every frame, in order."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ import dataclasses
 import functools
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
-import numpy as np
 
 from deploy import draw
-from deploy.detections import Detections
+from deploy.analysis import Analysis
+from deploy.annotate import Shape, annotated
 from deploy.detector import Detector
 from deploy.errors import InputError
 from deploy.output import JsonLines, Progress, VideoFile, in_words, printable, write_picture
+from deploy.pipeline import Pipeline, Take
+from deploy.result import Result
+from deploy.result_json import result_json
 from deploy.source import Frame, Source, Video, read_pictures
 
-#: Takes each frame and what was found in it.
-Sink = Callable[[Frame, Detections], None]
+#: Takes each result.
+Sink = Callable[[Result], None]
 
 
-def run(detector: Detector, source: Source, out: Path | None, jsonl: str | None) -> None:
+def run(detector: Detector, source: Source, out: Path | None, jsonl: str | None, analysis: Analysis) -> None:
     """Runs the detector over the source.
 
     out: folder of annotated pictures, jsonl: file of JSON lines or "-"; with neither, a line of words a picture is
@@ -40,22 +43,22 @@ def run(detector: Detector, source: Source, out: Path | None, jsonl: str | None)
         video = stack.enter_context(Video(source.path)) if source.kind == "video" else None
         sinks: list[Sink] = []
         if out is not None:
-            sinks.append(_annotator(labels, out, video, stack))
+            sinks.append(_annotator(labels, out, video, analysis.shapes, stack))
         if jsonl is not None:
             # Entered last, so finished first: whatever becomes of the annotated video, the lines are safe.
-            sinks.append(stack.enter_context(JsonLines(jsonl, labels)).write)
+            sinks.append(functools.partial(_write_line, stack.enter_context(JsonLines(jsonl, labels)), labels))
         if not sinks and video is None:
             sinks.append(functools.partial(_tell, labels, tally))
         elif not (jsonl == "-" and sys.stdout.isatty()):
             total, unit = (video.announced, "frames") if video else (len(source.files), "pictures")
             sinks.append(stack.enter_context(Progress(total, unit)).step)
-        for frame in video.frames() if video else read_pictures(source, tally.skip):
-            begin = time.perf_counter()
-            found = detector.detect(frame.pixels)
-            tally.add(found, time.perf_counter() - begin)
-            _check(frame, found)
+        frames = video.frames() if video else read_pictures(source, tally.skip)
+        # Entered last, so ended first: the video must not be closed under a thread that reads it.
+        for one in stack.enter_context(Pipeline([detector], _in_order(frames))):
+            result = analysis.result(one)
+            tally.add(result)
             for sink in sinks:
-                sink(frame, found)
+                sink(result)
         if not tally.seconds:
             raise InputError(f"not one of {tally.skipped} pictures in {source.path} can be read; see the lines above")
     _summarize(labels, tally, source, video, to_stderr=out is not None or jsonl is not None)
@@ -67,30 +70,38 @@ class _Tally:
 
     #: Detections by class number.
     counts: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
-    #: Time of each picture or frame from pixels to boxes.
+    #: Time that each picture or frame took from pixels to boxes, waits left out.
     seconds: list[float] = dataclasses.field(default_factory=list)
     skipped: int = 0
 
-    def add(self, found: Detections, seconds: float) -> None:
-        self.counts.update(found.class_ids.tolist())
-        self.seconds.append(seconds)
+    def add(self, result: Result) -> None:
+        self.counts.update(result.found.class_ids.tolist())
+        self.seconds.append(sum(ms for stage, ms in result.milliseconds.items() if stage != "wait") / 1000)
 
     def skip(self, _: Path, reason: str) -> None:
         self.skipped += 1
         click.echo(f"skipped: {printable(reason)}", err=True)
 
 
-def _check(frame: Frame, found: Detections) -> None:
-    """Raises InputError where a box or score is not finite: it can neither be drawn nor be put in JSON."""
-    if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
-        raise InputError(
-            f"boxes and scores are finite numbers, the model gave others for frame {frame.index} of {frame.source}; "
-            "it is damaged or badly quantized"
-        )
+def _in_order(frames: Iterator[Frame]) -> Take:
+    def take(_: threading.Event) -> tuple[str, Frame] | None:
+        frame = next(frames, None)
+        return None if frame is None else ("", frame)
+
+    return take
 
 
-def _annotator(labels: Sequence[str], out: Path, video: Video | None, stack: contextlib.ExitStack) -> Sink:
-    """What draws into each frame and writes it. It changes the frame's pixels."""
+def _write_line(lines: JsonLines, labels: Sequence[str], result: Result) -> None:
+    if result.tracks is None:
+        lines.write(result.frame, result.found)
+    else:
+        lines.write_line(result_json(result, labels))
+
+
+def _annotator(
+    labels: Sequence[str], out: Path, video: Video | None, shapes: Sequence[Shape], stack: contextlib.ExitStack
+) -> Sink:
+    """What draws each frame and writes it."""
     captions = draw.captions(labels)
     if captions.illegible:
         count = len(captions.illegible)
@@ -101,24 +112,22 @@ def _annotator(labels: Sequence[str], out: Path, video: Video | None, stack: con
         )
     if video is None:
 
-        def write(frame: Frame, found: Detections) -> None:
-            draw.draw(frame.pixels, found, captions)
-            write_picture(out, Path(frame.source), frame.pixels)
+        def write(result: Result) -> None:
+            write_picture(out, Path(result.frame.source), annotated(result, captions, shapes))
 
     else:
         film = stack.enter_context(VideoFile(out / f"{video.path.stem}.mp4", video.fps, video.size))
 
-        def write(frame: Frame, found: Detections) -> None:
-            draw.draw(frame.pixels, found, captions)
-            film.write(frame.pixels)
+        def write(result: Result) -> None:
+            film.write(annotated(result, captions, shapes))
 
     return write
 
 
-def _tell(labels: Sequence[str], tally: _Tally, frame: Frame, found: Detections) -> None:
+def _tell(labels: Sequence[str], tally: _Tally, result: Result) -> None:
     """Prints one line of a picture for people."""
-    words = in_words(collections.Counter(found.class_ids.tolist()), labels)
-    click.echo(f"{printable(frame.source)}: {words}  {tally.seconds[-1] * 1000:.1f} ms")
+    words = in_words(collections.Counter(result.found.class_ids.tolist()), labels)
+    click.echo(f"{printable(result.frame.source)}: {words}  {tally.seconds[-1] * 1000:.1f} ms")
 
 
 def _summarize(labels: Sequence[str], tally: _Tally, source: Source, video: Video | None, to_stderr: bool) -> None:

@@ -1,0 +1,80 @@
+"""All that a run of `detect` needs to know, checked before anything is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from deploy.address import Address
+from deploy.capture import CaptureOptions
+
+#: x, y as fractions of the frame's width and height, 0..1.
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSettings:
+    """A feed."""
+
+    #: Unique in a run.
+    name: str
+    address: Address
+    options: CaptureOptions = CaptureOptions()
+    #: By name, polygons of three points or more.
+    zones: Mapping[str, Points] = dataclasses.field(default_factory=dict)
+    #: By name, lines of two points.
+    lines: Mapping[str, Points] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class PageAddress:
+    host: str = "127.0.0.1"
+    port: int = 8080
+    token: str | None = dataclasses.field(default=None, repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordSettings:
+    folder: Path
+    fps: float = 15.0
+    #: Length of a file in seconds.
+    seconds: float = 600.0
+    codec: Literal["auto", "h264", "mpeg4"] = "auto"
+    #: Bytes that all files may take; None: no limit.
+    most_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkSettings:
+    """Where events go over the network. Both may hold a password, so neither is printed or logged."""
+
+    url: str = dataclasses.field(repr=False)
+    secret: str | None = dataclasses.field(default=None, repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectSettings:
+    #: Variants of one model, the most exact first and the fastest last.
+    models: tuple[Path, ...]
+    sources: tuple[SourceSettings, ...]
+    backend: str = "cpu"
+    threads: int = 1
+    #: Least score of what is shown, and of some labels another one.
+    conf: float = 0.25
+    classes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    iou: float = 0.45
+    track: bool = False
+    jsonl: str | None = None
+    record: RecordSettings | None = None
+    page: PageAddress | None = None
+    mqtt: LinkSettings | None = None
+    webhook: LinkSettings | None = None
+    show: bool = False
+    #: Milliseconds and degrees above which a faster variant runs. None: twice the interval of the fastest feed, and no
+    #: bound.
+    most_age: float | None = None
+    most_temperature: float | None = None
+    #: Seconds after which the run ends by itself.
+    seconds: float | None = None
