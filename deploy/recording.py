@@ -222,7 +222,7 @@ class _Ffmpeg:
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
         self._path = path
         raw = ["-f", "rawvideo", "-pix_fmt", "bgr24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "pipe:0"]
-        coded = ["-c:v", "libx264", "-threads", "2", "-preset", "veryfast", "-crf", "24", "-pix_fmt", "yuv420p"]
+        coded = ["-c:v", "libx264", "-threads", "1", "-preset", "veryfast", "-crf", "24", "-pix_fmt", "yuv420p"]
         coded += ["-g", str(max(1, round(fps * 2))), "-movflags", "+frag_keyframe+empty_moov+default_base_moof"]
         command = ["ffmpeg", "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *raw, *coded, "-f", "mp4"]
         # In a session of its own, so that Ctrl-C leaves it the time to finish its file.
@@ -235,7 +235,7 @@ class _Ffmpeg:
             bufsize=0,
         )
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, 10)  # detection goes first
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, 19)  # detection goes first
 
     def write(self, picture: np.ndarray) -> None:
         assert self._process.stdin is not None  # a pipe was asked for
