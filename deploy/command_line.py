@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from deploy.errors import GateError, InputError, SlimdetError
 
 #: Where --debug, given to any command, is kept in the root context for the outermost handler.
 _DEBUG_KEY = "slimdet.debug"
+#: Name of a thread that may be within a call of the runtime, which cannot be interrupted, when the program ends.
+UNINTERRUPTIBLE = "slimdet-invoke"
 
 
 def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -117,6 +120,12 @@ def run(command: click.Command, name: str) -> None:
     code = exit_code(command, name, sys.argv[1:])
     if "deploy.compiled_model" in sys.modules:
         silence_stderr()  # the GPU's runtime has no switch for what it says when it is unloaded
+    if any(thread.name == UNINTERRUPTIBLE for thread in threading.enumerate()):
+        # It would come back from the runtime while Python is taken down, which aborts the process.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.command_line import UNINTERRUPTIBLE
 from deploy.detections import Detections
 from deploy.detector import Detector
 from deploy.errors import InputError
@@ -32,6 +33,8 @@ _MARGIN = 0.001
 _RECENT = 9
 #: Seconds after which a thread that waits looks whether it shall end.
 _LOOK = 0.2
+#: Seconds that an inference is waited for at the end.
+_PATIENCE = 0.5
 
 #: The next frame and the feed's name; None when no more will come. The event that it is given is set when it shall
 #: return soon without one.
@@ -107,10 +110,10 @@ class Pipeline:
         self._handed = self._begun = self._ended = 0
         self._begin = self._expected_end = self._preprocess_s = 0.0
         self._threads = [
-            threading.Thread(target=self._guarded, args=(part, queue), name=f"slimdet-{name}", daemon=True)
+            threading.Thread(target=self._guarded, args=(part, queue), name=name, daemon=True)
             for name, part, queue in (
-                ("preprocess", self._preprocess, self._ready),
-                ("invoke", self._invoke, self._done),
+                ("slimdet-preprocess", self._preprocess, self._ready),
+                (UNINTERRUPTIBLE, self._invoke, self._done),
             )
         ]
 
@@ -128,12 +131,14 @@ class Pipeline:
         self._done.put(None)
 
     def close(self) -> None:
-        """Ends the threads: the interpreter's when the inference that it is in is over."""
+        """Ends the threads, within _PATIENCE: an inference cannot be interrupted, so the interpreter's thread may end
+        later, when the one that it is in is over; command_line.run does not wait for it."""
         self.stop()
         self._ready.put(None)
+        deadline = time.monotonic() + _PATIENCE
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join()
+                thread.join(max(deadline - time.monotonic(), 0))
 
     @property
     def waiting(self) -> int:

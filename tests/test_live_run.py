@@ -147,3 +147,37 @@ def test_a_dead_output_does_not_keep_a_film_that_has_ended(toy: Path, tmp_path: 
         assert last.results == 1 and time.monotonic() - begin < 30  # its attempts for three events take 50
         server.settimeout(5)
         server.accept()[0].close()  # it was tried
+
+
+#: A model that takes a minute a frame, in a call that does not take Python's lock and cannot be interrupted.
+ENDLESS = """
+import sys, time
+from deploy.cli import main
+from deploy.command_line import run
+from deploy.detector import Detector
+
+def invoke(self, tensor):
+    print("invoked", flush=True)
+    time.sleep(60)
+
+Detector.invoke = invoke
+sys.argv = ["deploy", *sys.argv[1:]]
+run(main, "deploy")
+"""
+
+
+@pytest.mark.parametrize("film", [False, True])
+def test_it_ends_in_time_in_the_midst_of_an_inference(toy: Path, tmp_path: Path, film: bool) -> None:
+    path = "pattern"
+    if film:
+        path = str(tmp_path / "film.avi")
+        writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
+        writer.write(np.full((48, 64, 3), 40, np.uint8))
+        writer.release()
+    command = [sys.executable, "-c", ENDLESS, "detect", str(toy), "--source", path]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "invoked\n"
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=30)  # the inference would take a minute
+    # A file that was not looked at whole is a run that failed.
+    assert process.returncode == (1 if film else 0) and "Traceback" not in error
