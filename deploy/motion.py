@@ -17,9 +17,8 @@ import numpy as np
 
 #: Standard deviation of a detection's coordinates, in sizes of the box; ByteTrack's.
 _MEASURED = 1 / 20
-#: How much the velocity of a centre wanders: sizes a second, after one second. This and the next were chosen by the
-#: drawn scene's truth (IDF1 of three runs of Pattern), and are no finer than what that can tell: half or twice as much
-#: costs it 0.02 at most.
+#: How much the velocity of a centre wanders: sizes a second, after one second. This and the next were chosen on a few
+#: drawn scenes with truth, which hardly tell half or twice as much apart.
 _ACCELERATION = 0.6
 #: How much sizes drift, and centres beside their velocity: sizes, after one second.
 _DRIFT = np.array([0.3, 0.3, 0.45, 0.45])
