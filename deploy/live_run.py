@@ -96,6 +96,7 @@ class Run:
             outputs=tuple(box.status() for box in self._outboxes),
             temperature=temperature(),
             memory=resident_memory(),
+            waiting=self._pipeline.waiting,
         )
 
     def until(self, signals: Signals, deadline: float | None) -> End:

@@ -51,6 +51,7 @@ def as_text(snapshot: Snapshot) -> str:
             "The hottest sensor.",
             [] if one.temperature is None else [({}, one.temperature)],
         ),
+        _metric("slimdet_waiting_frames", "gauge", "Frames that wait for the interpreter.", [({}, one.waiting)]),
         _metric("process_resident_memory_bytes", "gauge", "Resident memory.", [({}, one.memory)]),
     ]
     return "".join(parts)

@@ -72,3 +72,5 @@ class Snapshot:
     temperature: float | None
     #: Resident memory in bytes.
     memory: int
+    #: Frames that are ready and wait for the interpreter.
+    waiting: int = 0

@@ -75,5 +75,6 @@ def snapshot(**changes: Any) -> Snapshot:
         "outputs": (OutputStatus("page", 280, 3, 0, 1, ""), OutputStatus("mqtt", 0, 9, 4, 2, "Connection refused")),
         "temperature": 61.5,
         "memory": 90 << 20,
+        "waiting": 1,
     }
     return Snapshot(**{**values, **changes})

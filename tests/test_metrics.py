@@ -51,6 +51,7 @@ def test_the_values_are_the_snapshot_s() -> None:
     assert found["slimdet_model", (("model", "yolo_int8.tflite"),)] == 1
     assert found["slimdet_model", (("model", "small_int8.tflite"),)] == 0
     assert found["process_resident_memory_bytes", ()] == 90 << 20
+    assert found["slimdet_waiting_frames", ()] == 1
     assert found["slimdet_temperature_celsius", ()] == 61.5
 
 
