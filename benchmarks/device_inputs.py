@@ -32,14 +32,15 @@ def one_file(text: str, _: Mapping[str, Any]) -> Input:
 
 
 def source(text: str, _: Mapping[str, Any]) -> Input | None:
-    """What `detect` looks at: a file, or a folder's pictures. None for a stream, and for a camera of the device.
+    """What `detect` looks at: a file, or a folder's pictures. None for what the device has itself: a stream, a camera,
+    the pattern.
 
     Raises InputError as deploy.source.locate does, but for what does not exist here: the device may have it.
     """
     from deploy.source import locate  # OpenCV loads here
 
     path = Path(text)
-    if "://" in text or not text:
+    if "://" in text or not text or (text == "pattern" and not path.exists()):
         return None
     try:
         if stat.S_ISCHR(path.stat().st_mode):

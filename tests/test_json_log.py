@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import feed_values
@@ -102,14 +101,12 @@ def test_standard_output_and_pipes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out)["frame"] == 4
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    heard: list[str] = []
-    reader = threading.Thread(target=lambda: heard.append(pipe.read_text()))
-    reader.start()
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     log = JsonLog(str(pipe), feed_values.LABELS)
     log.result(feed_values.result(5))
     log.close()
-    reader.join(20)
-    assert json.loads(heard[0])["frame"] == 5
+    assert json.loads(os.read(reader, 65536))["frame"] == 5
+    os.close(reader)
 
 
 def test_when_the_reader_of_standard_output_leaves_the_run_ends_quietly() -> None:

@@ -102,8 +102,13 @@ def test_detect_looks_at_pictures_that_were_copied(toy, device, tmp_path, capsys
     capsys.readouterr()
     assert run_detect(toy, "--source", photos, *device, "--jsonl", "-") == 0
     assert capsys.readouterr().out == (tmp_path / "here").read_text()
-    assert run_detect(toy, "--source", "/dev/video99", *device) == 1  # a camera is the device's own
-    assert "only files are read here" in capsys.readouterr().err
+    assert run_detect(toy, "--source", "/dev/video99", "--for", 2, *device) == 0  # a camera is the device's own
+    assert "there is no such camera; plug it in" in capsys.readouterr().err
+    sources = ("--source", photos, "--source", "pattern")
+    assert run_detect(toy, *sources, "--for", 3, *device, "--jsonl", tmp_path / "both") == 0
+    lines = [json.loads(line) for line in (tmp_path / "both").read_text().splitlines()]
+    feeds = [line["feed"] for line in lines if "detections" in line]  # the others are events
+    assert feeds.count("0") == 4 and feeds.count("1") > 4
 
 
 def test_a_wrong_key_and_an_unknown_host(toy, ssh_server, tmp_path, capsys):  # noqa: F811
