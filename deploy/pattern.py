@@ -14,6 +14,7 @@ import numpy as np
 from deploy.detections import Detections
 from deploy.errors import InputError
 from deploy.outlines import CLASSES, OUTLINES
+from deploy.polygon import inside
 
 #: Radius of a shape and how far it goes in a second, in parts of the picture's shorter side.
 _RADIUS = (0.09, 0.17)
@@ -81,27 +82,49 @@ class Pattern:
         laps = np.floor(travelled / self._world).astype(np.int64)
         centers = travelled - laps * self._world - self._radius[:, None]
         picture = self._background.copy()
-        boxes = np.zeros((len(centers), 4))
+        boxes, visible = np.zeros((len(centers), 4)), np.zeros((len(centers), 4))
         for index, (center, shape, radius) in enumerate(zip(centers, self._shapes, self._radius, strict=True)):
             outline = OUTLINES[shape] * radius + center
             boxes[index] = (*outline.min(axis=0), *outline.max(axis=0))
+            visible[index] = _bounds(outline, self.width, self.height)
             # A pixel's centre is at .5 here and at 0 in cv2.
             vertices = np.rint((outline - 0.5) * 2**_SHIFT).astype(np.int32)
             cv2.fillPoly(picture, [vertices], self._colours[index], cv2.LINE_AA, _SHIFT)
-        return picture, self._truth(boxes, laps)
+        return picture, self._truth(boxes, visible, laps)
 
-    def _truth(self, boxes: np.ndarray, laps: np.ndarray) -> Truth:
-        inside = np.clip(boxes, 0, [self.width, self.height, self.width, self.height])
-        shown = np.prod(inside[:, 2:] - inside[:, :2], axis=1) / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    def _truth(self, boxes: np.ndarray, visible: np.ndarray, laps: np.ndarray) -> Truth:
+        shown = np.prod(visible[:, 2:] - visible[:, :2], axis=1) / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
         there = np.flatnonzero(shown >= _LEAST_INSIDE)
         found = Detections(
-            inside[there].astype(np.float32), np.ones(len(there), np.float32), self._shapes[there].astype(np.int32)
+            visible[there].astype(np.float32), np.ones(len(there), np.float32), self._shapes[there].astype(np.int32)
         )
         # Of the laps across and the laps down one number, the same for no other two: each turned to 0, 1, 2, ... by its
         # sign, then Cantor's pairing.
         across, down = np.where(self._velocity < 0, -laps, laps)[there].T
         pairing = (across + down) * (across + down + 1) // 2 + down
         return Truth(found, 1 + there + len(boxes) * pairing)
+
+
+def _bounds(outline: np.ndarray, width: int, height: int) -> np.ndarray:
+    """x1, y1, x2, y2 of what a polygon (n, 2) shows within the picture; zeros where that is nothing.
+
+    It is extreme at an end of what lies within of one of its edges, or at a corner of the picture.
+    """
+    limits = np.array([width, height], float)
+    along = np.roll(outline, -1, axis=0) - outline
+    # Each edge is outline + t * along; t where it meets the picture's borders (Liang and Barsky 1984).
+    still = along == 0
+    ends = np.stack([-outline, limits - outline]) / np.where(still, 1, along)
+    within = (outline >= 0) & (outline <= limits)
+    first = np.where(still, np.where(within, -np.inf, np.inf), ends.min(axis=0)).max(axis=1, initial=0)
+    last = np.where(still, np.where(within, np.inf, -np.inf), ends.max(axis=0)).min(axis=1, initial=1)
+    shown = first <= last
+    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], float)
+    points = np.concatenate(
+        [(outline + t[:, None] * along)[shown] for t in (np.where(shown, first, 0), np.where(shown, last, 0))]
+        + [corners[inside(corners, outline)]]
+    )
+    return np.concatenate([points.min(axis=0), points.max(axis=0)]) if len(points) else np.zeros(4)
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
