@@ -124,6 +124,7 @@ def _bounds(outline: np.ndarray, width: int, height: int) -> np.ndarray:
         [(outline + t[:, None] * along)[shown] for t in (np.where(shown, first, 0), np.where(shown, last, 0))]
         + [corners[inside(corners, outline)]]
     )
+    points = np.clip(points, 0, limits)  # which rounding may have left
     return np.concatenate([points.min(axis=0), points.max(axis=0)]) if len(points) else np.zeros(4)
 
 
