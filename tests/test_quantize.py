@@ -212,7 +212,7 @@ def test_detections_of_a_float_head_are_nearer_than_a_step(forms: dict[str, Path
 def test_a_mixture_says_how_it_was_measured_and_how_far_it_is(forms: dict[str, Path]) -> None:
     assert forms["bare_mixed.tflite"].read_bytes() == (converted() / "int8.tflite").read_bytes()
     told = json.loads(forms["mixed.json"].read_text())
-    assert told["told"] == [[1, 2 * 7]]
+    assert told["told"] == [[1, 2 * 9]]
     notes = told["calibration"]["notes"]
     assert notes[1].startswith("0 of 14 convolutions stay float, with 0 % of the multiplications: int8 ")
     assert notes[2] == "the loss was measured on the calibration's own pictures, for want of others"

@@ -53,7 +53,7 @@ def mixed(
         allowed: of mAP, 0 to 1.
         told: a file that receives a JSON line for each trial.
 
-    Raises InputError where no picture shows anything, ConversionError where even half of the layers in float lose more.
+    Raises InputError where no picture shows anything, ConversionError where even all layers in float lose more.
     """
     detect = _Detecting(graph, pictures, told.parent)
     original = detect(original_file, "float32")
@@ -63,8 +63,8 @@ def mixed(
             " give calibration pictures that show its classes"
         )
     layers = _measured(prepared, graph, pictures[:: max(1, len(pictures) // _PICTURES_FOR_NOISE)])
-    most = max(1, len(layers) // 2)
-    # Of each order: none, 1, 2, 4 and so on up to most, and the halves of the last interval.
+    most = len(layers)
+    # Of each order: none, 1, 2, 4 and so on up to all, and the halves of the last interval.
     of = len(_ORDERS) * (1 + max(1, 2 * (most - 1).bit_length()))
     trials: dict[frozenset[str], float] = {}
     asked = 0
