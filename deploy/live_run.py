@@ -223,7 +223,7 @@ def run(
     systemd.notify("STOPPING=1")
     last = current.snapshot()
     current.close(end)
-    _require_frames(last)
+    _require_frames(last, timed=deadline is not None and time.monotonic() >= deadline)
     return last
 
 
@@ -267,7 +267,14 @@ def _adaptive(settings: DetectSettings, detectors: Sequence[Detector]) -> Adapti
     return Adaptive(AdaptSettings(settings.most_temperature), time_variants(detectors))
 
 
-def _require_frames(last: Snapshot) -> None:
+def _require_frames(last: Snapshot, *, timed: bool) -> None:
+    """timed: the run's own time was up, so that whoever waits for it learns that nothing was there to be seen."""
+    if timed and last.feeds and not any(feed.captured for feed in last.feeds):
+        first = last.feeds[0]
+        raise InputError(
+            f"a run sees frames: none came from {first.address} in {last.seconds:.0f} s"
+            f"{f' ({first.reason})' if first.reason else ''}; check the source, or give it longer by --for"
+        )
     failed = [feed for feed in last.feeds if feed.state == "failed"]
     if failed and not last.results:
         raise InputError(failed[0].reason or f"not one frame of {failed[0].address} could be read; see the lines above")

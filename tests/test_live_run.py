@@ -90,6 +90,14 @@ def test_where_nothing_can_be_read_it_says_why(toy: Path, tmp_path: Path) -> Non
         run_it(DetectSettings((toy,), (source("a", str(tmp_path / "p.png")), source("b", str(tmp_path / "p.png")))))
 
 
+def test_a_timed_run_without_a_frame_is_an_error(toy: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    told = rf"none came from http://127\.0\.0\.1:{port}/ in . s \(.*\); check the source"
+    with pytest.raises(InputError, match=told):
+        run_it(DetectSettings((toy,), (source("a", f"http://u:secret@127.0.0.1:{port}/"),), seconds=2.0))
+
+
 def test_least_scores_by_label(toy: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "red.png"), np.full((8, 8, 3), (0, 0, 255), np.uint8))
     cv2.imwrite(str(tmp_path / "blue.png"), np.full((8, 8, 3), (255, 0, 0), np.uint8))

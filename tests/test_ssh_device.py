@@ -102,7 +102,7 @@ def test_detect_looks_at_pictures_that_were_copied(toy, device, tmp_path, capsys
     capsys.readouterr()
     assert run_detect(toy, "--source", photos, *device, "--jsonl", "-") == 0
     assert capsys.readouterr().out == (tmp_path / "here").read_text()
-    assert run_detect(toy, "--source", "/dev/video99", "--for", 2, *device) == 0  # a camera is the device's own
+    assert run_detect(toy, "--source", "/dev/video99", "--for", 2, *device) == 1  # a camera is the device's own
     assert "there is no such camera; plug it in" in capsys.readouterr().err
     sources = ("--source", photos, "--source", "pattern")
     assert run_detect(toy, *sources, "--for", 3, *device, "--jsonl", tmp_path / "both") == 0
