@@ -56,8 +56,8 @@ class TrackSettings:
 class Tracker:
     """Of one feed. Identities count from 1 and are never given twice.
 
-    The detector's threshold is to be settings.unsure, and the user's own settings.sure; `worth_showing` then tells
-    what to show. Not for several threads at once.
+    The detector's threshold is to be settings.unsure, and the user's own settings.sure; what is shown are sure
+    detections, and unsure ones that continue a track (analysis.py). Not for several threads at once.
     """
 
     def __init__(self, settings: TrackSettings) -> None:
@@ -156,12 +156,6 @@ class Tracker:
             self._state, self._classes = self._state[stays], self._classes[stays]
             self._identities, self._hits = self._identities[stays], self._hits[stays]
             self._seen = self._seen[stays]
-
-
-def worth_showing(found: Detections, identities: np.ndarray, settings: TrackSettings) -> np.ndarray:
-    """bool (n,): the sure detections, and of the unsure ones those that continue a track."""
-    shown: np.ndarray = (found.scores >= settings.sure) | (identities > 0)
-    return shown
 
 
 def overlaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:

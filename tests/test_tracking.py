@@ -9,7 +9,7 @@ from benchmarks.identity_metric import Named, identity_figures
 from deploy.detections import Detections, no_detections
 from deploy.errors import InputError
 from deploy.pattern import Pattern
-from deploy.tracking import Tracker, TrackSettings, overlaps, worth_showing
+from deploy.tracking import Tracker, TrackSettings, overlaps
 
 AT_ONCE = TrackSettings(hits=1)
 
@@ -70,10 +70,7 @@ def test_who_cross_keep_their_identities() -> None:
 def test_unsure_detections_continue_tracks_and_begin_none() -> None:
     tracker = Tracker(AT_ONCE)
     tracker.update(detections(at(0)), 0.0)
-    found = detections(at(1), at(300), scores=[0.15, 0.15])
-    identities = tracker.update(found, 0.1)
-    assert identities.tolist() == [1, 0]
-    assert worth_showing(found, identities, AT_ONCE).tolist() == [True, False]
+    assert tracker.update(detections(at(1), at(300), scores=[0.15, 0.15]), 0.1).tolist() == [1, 0]
     assert tracker.update(detections(at(1), scores=0.05), 0.2).tolist() == [0]
     # Lost for a frame: an unsure one does not bring it back, a sure one does.
     assert tracker.update(detections(at(1), scores=0.15), 0.3).tolist() == [0]
