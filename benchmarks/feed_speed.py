@@ -101,13 +101,15 @@ class _Pausable:
     """The pipeline over frames without end, which stands still while the bare inference is timed."""
 
     def __init__(self, detector: Detector, frames: Iterator[Frame]) -> None:
-        self._goes = threading.Event()
-        self._goes.set()
+        self._changed = threading.Condition()
+        self._goes, self._taken = True, 0
 
         def take(stop: threading.Event) -> tuple[str, Frame] | None:
-            while not self._goes.wait(0.1):
-                if stop.is_set():
-                    return None
+            with self._changed:
+                while not self._changed.wait_for(lambda: self._goes, 0.1):
+                    if stop.is_set():
+                        return None
+                self._taken += 1
             return "0", next(frames)
 
         self._pipeline = Pipeline([detector], take)
@@ -120,12 +122,15 @@ class _Pausable:
         self._pipeline.close()
 
     def resume(self) -> None:
-        self._goes.set()
+        with self._changed:
+            self._goes = True
+            self._changed.notify()
 
     def pause(self) -> None:
         """Returns when the interpreter is idle; what it has done by then is taken in before the next round is timed."""
-        self._goes.clear()
-        while self._pipeline.busy_seconds or self._pipeline.waiting:
+        with self._changed:
+            self._goes = False
+        while self._pipeline.inferred < self._taken:
             time.sleep(0.001)
 
 

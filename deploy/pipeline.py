@@ -146,6 +146,11 @@ class Pipeline:
         return max(self._handed - self._begun, 0)
 
     @property
+    def inferred(self) -> int:
+        """Frames that the interpreter is done with."""
+        return self._ended
+
+    @property
     def busy_seconds(self) -> float:
         """How long the inference that runs has taken so far; 0.0 while none does."""
         return time.perf_counter() - self._begin if self._begun > self._ended else 0.0
