@@ -27,7 +27,7 @@ _BESIDE = ("config", "check", "systemd", "seconds")
 #: inference of a small model, which would wait that long after it has finished.
 SWITCH_INTERVAL = 0.0005
 #: By the key of settings the option, where the two have different names.
-_OPTIONS = {"models": "model", "sources": "source", "record": "out", "zones": "zone", "lines": "line", "for": "for"}
+_OPTIONS = {"models": "model", "sources": "source", "record": "out", "zones": "zone", "lines": "line"}
 
 
 def detect(options: Mapping[str, Any]) -> None:

@@ -37,13 +37,18 @@ class PageAddress:
 
 @dataclasses.dataclass(frozen=True)
 class RecordSettings:
+    #: Made where it is missing.
     folder: Path
+    #: Pictures a second in the file. Of a faster feed pictures are left out, of a slower one they are repeated.
     fps: float = 15.0
-    #: Length of a file in seconds.
+    #: Length of a segment in seconds.
     seconds: float = 600.0
+    #: "h264" needs an ffmpeg with libx264; "auto" takes it where there is one, else mpeg4, which OpenCV itself writes.
     codec: Literal["auto", "h264", "mpeg4"] = "auto"
-    #: Bytes that all files may take; None: no limit.
+    #: Bytes that all segments in the folder may take; the oldest ones are removed. None: no limit.
     most_bytes: int | None = None
+    #: Wider frames are scaled down to it; None: never.
+    most_width: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

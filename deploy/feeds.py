@@ -49,7 +49,7 @@ class Feeds:
                 key = (one.name, one.address, one.options)
                 kept = self._open.get(key)
                 opened[key] = kept or open_feed(one.name, one.address, one.options, self.wake, self._tell)
-        except BaseException:
+        except BaseException:  # whatever it is, Ctrl-C too, is raised again: no thread or process is left behind
             all_at_once(feed.close for key, feed in opened.items() if key not in self._open)
             raise
         all_at_once(feed.close for key, feed in self._open.items() if key not in opened)

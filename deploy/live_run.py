@@ -23,6 +23,7 @@ from deploy.errors import InputError, SlimdetError
 from deploy.feeds import Feeds, all_at_once
 from deploy.machine import resident_memory, temperature
 from deploy.outbox import Outbox
+from deploy.output import label_of
 from deploy.outputs import open_outputs
 from deploy.pipeline import Pipeline
 from deploy.result import Event
@@ -91,7 +92,7 @@ class Run:
             fps=self.times.fps(),
             milliseconds=self.times.milliseconds(),
             age=self.times.age(),
-            detections={_label(self.labels, one): count for one, count in self.times.detections().items()},
+            detections={label_of(self.labels, one): count for one, count in self.times.detections().items()},
             feeds=tuple(feed.status() for feed in self._opened),
             outputs=tuple(box.status() for box in self._outboxes),
             temperature=temperature(),
@@ -217,7 +218,7 @@ def run(
             if fresh is not None:
                 current.close("reload")
                 current, settings = _again(settings, fresh, feeds, log, began)
-    except BaseException:
+    except BaseException:  # whatever it is, Ctrl-C too, is raised again once threads and files are done with
         current.abandon()
         raise
     systemd.notify("STOPPING=1")
@@ -278,7 +279,3 @@ def _require_frames(last: Snapshot, *, timed: bool) -> None:
     failed = [feed for feed in last.feeds if feed.state == "failed"]
     if failed and not last.results:
         raise InputError(failed[0].reason or f"not one frame of {failed[0].address} could be read; see the lines above")
-
-
-def _label(labels: Sequence[str], class_id: int) -> str:
-    return labels[class_id] if 0 <= class_id < len(labels) else f"class {class_id}"

@@ -81,12 +81,10 @@ def _recording(
     settings: DetectSettings, labels: Sequence[str], snapshot: Callable[[], Snapshot],
     shapes: Mapping[str, Sequence[Shape]],
 ) -> Output:  # fmt: skip
-    from deploy.recording import Recording, RecordingSettings
+    from deploy.recording import Recording
 
-    one = settings.record
-    assert one is not None
-    chosen = RecordingSettings(one.folder, one.fps, one.seconds, one.codec, one.most_bytes)
-    return Recording(chosen, labels, snapshot, dict(shapes))
+    assert settings.record is not None
+    return Recording(settings.record, labels, snapshot, dict(shapes))
 
 
 def _mqtt(settings: DetectSettings, labels: Sequence[str], snapshot: Callable[[], Snapshot]) -> Output:

@@ -7,7 +7,6 @@ what was finished.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import re
@@ -16,12 +15,13 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
 
 from deploy.annotate import Shape, annotated
+from deploy.detect_settings import RecordSettings
 from deploy.draw import captions
 from deploy.errors import InputError
 from deploy.result import Event, Result
@@ -31,22 +31,6 @@ from deploy.status import Snapshot
 _LONGEST_PAUSE = 3.0
 #: Seconds that an encoder has to finish its file, and that nothing is recorded after a failure.
 _FINISH, _REST = 5.0, 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class RecordingSettings:
-    #: Made where it is missing.
-    folder: Path
-    #: Pictures a second in the file. Of a faster feed pictures are left out, of a slower one they are repeated.
-    fps: float = 15.0
-    #: Length of a segment in seconds.
-    seconds: float = 600.0
-    #: "h264" needs an ffmpeg with libx264; "auto" takes it where there is one, else mpeg4, which OpenCV itself writes.
-    codec: Literal["auto", "h264", "mpeg4"] = "auto"
-    #: Bytes that all segments in the folder may take; the oldest ones are removed. None: no limit.
-    most_bytes: int | None = None
-    #: Wider frames are scaled down to it; None: never.
-    most_width: int | None = None
 
 
 class Recording:
@@ -60,7 +44,7 @@ class Recording:
 
     def __init__(
         self,
-        settings: RecordingSettings,
+        settings: RecordSettings,
         labels: Sequence[str],
         snapshot: Callable[[], Snapshot] | None = None,
         shapes: Mapping[str, Sequence[Shape]] | None = None,
@@ -148,7 +132,7 @@ class _Writer(Protocol):
 class _Segment:
     """One file: a fixed rate, whose pictures are chosen by the clock."""
 
-    def __init__(self, settings: RecordingSettings, codec: str, feed: str, now: float, picture: np.ndarray) -> None:
+    def __init__(self, settings: RecordSettings, codec: str, feed: str, now: float, picture: np.ndarray) -> None:
         self._fps, self._begin, self._end = settings.fps, now, now + settings.seconds
         self._shape = picture.shape
         self._written = 0

@@ -15,7 +15,7 @@ from feed_values import LABELS
 
 from deploy import recording
 from deploy.errors import InputError
-from deploy.recording import Recording, RecordingSettings
+from deploy.recording import Recording, RecordSettings
 from deploy.result import Result
 from deploy.source import Frame
 
@@ -50,7 +50,7 @@ def read(path: Path) -> tuple[float, list[np.ndarray]]:
 def test_the_film_runs_as_long_as_the_clock_whatever_the_feed_s_rate(tmp_path: Path, codec) -> None:
     for rate in (5, 40):
         folder = tmp_path / str(rate)
-        record = Recording(RecordingSettings(folder, fps=10, codec=codec), LABELS)
+        record = Recording(RecordSettings(folder, fps=10, codec=codec), LABELS)
         for i in range(2 * rate + 1):
             record.result(at(i / rate))
         record.close()
@@ -64,7 +64,7 @@ def test_the_film_runs_as_long_as_the_clock_whatever_the_feed_s_rate(tmp_path: P
 def test_a_file_that_is_read_faster_than_it_runs_keeps_its_own_time_and_a_loop_begins_anew(tmp_path: Path) -> None:
     feeds = (feed_values.feed_status(live=False),)
     snapshot = feed_values.snapshot(feeds=feeds)
-    record = Recording(RecordingSettings(tmp_path, fps=10, codec="mpeg4"), LABELS, lambda: snapshot)
+    record = Recording(RecordSettings(tmp_path, fps=10, codec="mpeg4"), LABELS, lambda: snapshot)
     for _ in range(2):
         for i in range(20):
             frame = Frame("v.mp4", i, i / 10, np.zeros((32, 48, 3), np.uint8), 1000 + i / 1000)
@@ -75,7 +75,7 @@ def test_a_file_that_is_read_faster_than_it_runs_keeps_its_own_time_and_a_loop_b
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_new_segment_at_its_length_at_another_size_and_after_a_pause(tmp_path: Path, codec) -> None:
-    record = Recording(RecordingSettings(tmp_path, fps=10, seconds=1.0, codec=codec), LABELS)
+    record = Recording(RecordSettings(tmp_path, fps=10, seconds=1.0, codec=codec), LABELS)
     for i in range(15):
         record.result(at(i / 10))  # 1.0 s, then 0.5 s of the next one
     for i in range(4):
@@ -88,7 +88,7 @@ def test_a_new_segment_at_its_length_at_another_size_and_after_a_pause(tmp_path:
 
 
 def test_each_feed_has_its_own_files_and_its_end_finishes_them(tmp_path: Path) -> None:
-    record = Recording(RecordingSettings(tmp_path, codec="mpeg4"), LABELS)
+    record = Recording(RecordSettings(tmp_path, codec="mpeg4"), LABELS)
     for i in range(3):
         record.result(at(i, feed="../../etc/door"))
         record.result(at(i, feed="1"))
@@ -105,7 +105,7 @@ def test_the_oldest_segments_make_room(tmp_path: Path) -> None:
     left_by_a_kill = tmp_path / "door_20200101T000000Z.part.mp4"
     left_by_a_kill.write_bytes(b"0" * 1000)
     os.utime(left_by_a_kill, (0, 0))
-    record = Recording(RecordingSettings(tmp_path, seconds=1.0, fps=5, codec="mpeg4", most_bytes=1), LABELS)
+    record = Recording(RecordSettings(tmp_path, seconds=1.0, fps=5, codec="mpeg4", most_bytes=1), LABELS)
     for i in range(12):
         record.result(at(i / 4))
     record.close()
@@ -114,7 +114,7 @@ def test_the_oldest_segments_make_room(tmp_path: Path) -> None:
 
 
 def test_frames_that_are_too_wide_are_scaled_and_the_result_is_left_alone(tmp_path: Path) -> None:
-    record = Recording(RecordingSettings(tmp_path, codec="mpeg4", most_width=64), LABELS)
+    record = Recording(RecordSettings(tmp_path, codec="mpeg4", most_width=64), LABELS)
     one = at(0)
     before = one.frame.pixels.copy()
     record.result(one)
@@ -127,8 +127,8 @@ def test_frames_that_are_too_wide_are_scaled_and_the_result_is_left_alone(tmp_pa
 def test_a_killed_run_leaves_finished_segments_whole(tmp_path: Path, codec) -> None:
     script = (
         "import sys, os, signal; sys.path[:0] = ['tests', '.']\n"
-        "from pathlib import Path; from test_recording import at, LABELS, Recording, RecordingSettings\n"
-        "record = Recording(RecordingSettings(Path(sys.argv[1]), fps=10, seconds=1, codec=sys.argv[2]), LABELS)\n"
+        "from pathlib import Path; from test_recording import at, LABELS, Recording, RecordSettings\n"
+        "record = Recording(RecordSettings(Path(sys.argv[1]), fps=10, seconds=1, codec=sys.argv[2]), LABELS)\n"
         "for i in range(25): record.result(at(i / 10))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -148,7 +148,7 @@ def test_a_killed_run_leaves_finished_segments_whole(tmp_path: Path, codec) -> N
 
 @pytest.mark.skipif(not recording.has_h264(), reason="no ffmpeg with libx264 here")
 def test_an_ffmpeg_that_dies_is_an_error_and_after_a_rest_another_one_begins(tmp_path: Path, monkeypatch) -> None:
-    record = Recording(RecordingSettings(tmp_path, fps=10, codec="h264"), LABELS)
+    record = Recording(RecordSettings(tmp_path, fps=10, codec="h264"), LABELS)
     record.result(at(0))
     process = record._segments["door"]._writer._process
     process.kill()
@@ -174,8 +174,8 @@ def test_an_ffmpeg_that_dies_is_an_error_and_after_a_rest_another_one_begins(tmp
 def test_what_cannot_be_recorded_is_said_before_the_feed_opens(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make the folder"):
-        Recording(RecordingSettings(tmp_path / "file" / "in"), LABELS)
+        Recording(RecordSettings(tmp_path / "file" / "in"), LABELS)
     monkeypatch.setattr(recording, "has_h264", lambda: False)
     with pytest.raises(InputError, match="ffmpeg with libx264"):
-        Recording(RecordingSettings(tmp_path, codec="h264"), LABELS)
-    assert Recording(RecordingSettings(tmp_path), LABELS).codec == "mpeg4"
+        Recording(RecordSettings(tmp_path, codec="h264"), LABELS)
+    assert Recording(RecordSettings(tmp_path), LABELS).codec == "mpeg4"
