@@ -18,7 +18,7 @@ from benchmarks import feed_faults, rtsp_server
 from benchmarks.feed_faults import FAULTS, Seen, SleepingModel, ages, resources, swallowing, verdicts, wait_for_result
 from benchmarks.rtsp_server import BLOCK, clock_rows, read_clock, stamp
 from deploy.command_line import exit_code
-from tests.mjpeg_server import MjpegServer
+from mjpeg_server import MjpegServer
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 

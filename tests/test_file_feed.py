@@ -16,7 +16,7 @@ from deploy.capture import CaptureOptions, Feed, open_feed
 from deploy.errors import InputError
 from deploy.result import Event
 from deploy.source import Frame
-from tests.test_source import GREY, write_video
+from test_source import GREY, write_video
 
 
 def play(source: Path | str, options: CaptureOptions = CaptureOptions(), most: int = 10_000) -> tuple[

@@ -22,7 +22,7 @@ from deploy.capture import CaptureOptions, Feed, open_feed
 from deploy.capture_process import without_secrets
 from deploy.result import Event
 from deploy.source import Frame
-from tests.mjpeg_server import MjpegServer
+from mjpeg_server import MjpegServer
 
 QUICK = CaptureOptions(stall=0.6)
 #: A camera that is there while the file CAMERA names is, and 0.02 s between frames whose level counts up.
