@@ -29,7 +29,7 @@ from deploy.address import parse_address
 from deploy.analysis import Analysis
 from deploy.command_line import debug_option, json_option, run, write_json
 from deploy.detect_command import SWITCH_INTERVAL
-from deploy.detect_settings import DetectSettings, PageAddress, RecordSettings, SourceSettings
+from deploy.detect_settings import DetectSettings, PageSettings, RecordSettings, SourceSettings
 from deploy.detector import Detector
 from deploy.errors import GateError
 from deploy.outbox import Outbox
@@ -145,7 +145,7 @@ def _outputs(
 ) -> list[Outbox]:
     """A page that nobody looks at, JSON lines, and an mp4."""
     given = DetectSettings(
-        settings.models, settings.sources, jsonl=str(folder / "seen.jsonl"), page=PageAddress(port=0),
+        settings.models, settings.sources, jsonl=str(folder / "seen.jsonl"), page=PageSettings(port=0),
         record=RecordSettings(folder / "recorded"),
     )  # fmt: skip
     begin = time.monotonic()

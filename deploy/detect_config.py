@@ -13,11 +13,11 @@
     conf: 0.3
     classes: {person: 0.5}            # least score of one label
     track: true
-    page: {host: 0.0.0.0, port: 8080, token: {file: token.txt}}
+    page: {host: 0.0.0.0, port: 8080, token: {file: token.txt}, fps: 10}      # pictures a second at most
     jsonl: seen.jsonl
-    record: {folder: recordings, seconds: 600, most_gb: 20}
+    record: {folder: recordings, seconds: 600, most_gb: 20, most_width: 1280}
     mqtt: {url: mqtt://broker/slimdet, user: cam, password: {env: MQTT_PASSWORD}}
-    webhook: {url: https://example.org/hook, secret: {env: HOOK_SECRET}}
+    webhook: {url: https://example.org/hook, secret: {env: HOOK_SECRET}, results_every: 60}   # seconds; else events
     adapt: {age_ms: 150, temperature: 75}
 
 Paths are from the file's own folder.
@@ -36,7 +36,7 @@ from deploy.backend import parse_backend
 from deploy.capture import CaptureOptions
 from deploy.checked_values import Place, Section
 from deploy.detect_settings import (
-    DetectSettings, LinkSettings, PageAddress, Points, RecordSettings, SourceSettings,
+    DetectSettings, LinkSettings, PageSettings, Points, RecordSettings, SourceSettings,
 )  # fmt: skip
 from deploy.errors import BackendError, InputError
 
@@ -87,6 +87,11 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the missing ones, whose defaults stand in detect_settings.py and capture.py."""
+    return {key: value for key, value in settings.items() if value is not None}
+
+
 def _models(whole: Section) -> tuple[Path, ...]:
     one, several = whole.text("model"), whole.get("models")
     if (one is None) == (several is None):
@@ -131,11 +136,10 @@ def _source(sources: Section, name: str) -> SourceSettings:
         "transport": one.text("transport", ("tcp", "udp")), "stall": one.number("stall", 0.2, 3600),
         "most_wait": one.number("most_wait", 0.2, 3600),
     }  # fmt: skip
-    given = {key: option for key, option in options.items() if option is not None}
     zones, lines = _shapes(one, "zones", 3), _shapes(one, "lines", 2)
     one.end()
     try:
-        capture = CaptureOptions(low_delay=low_delay, realtime=realtime, loop=loop, **given)
+        capture = CaptureOptions(low_delay=low_delay, realtime=realtime, loop=loop, **_given(options))
     except InputError as error:
         raise one.failure((), str(error)) from error
     source = SourceSettings(name, address, capture, zones, lines)
@@ -237,25 +241,27 @@ def _record(whole: Section) -> RecordSettings | None:
         "fps": section.number("fps", 0.1, 240),
         "seconds": section.number("seconds", 1, 86400),
         "codec": section.text("codec", ("auto", "h264", "mpeg4")),
+        "most_width": section.number("most_width", 16, 1 << 16, whole=True),
     }
     gigabytes = section.number("most_gb", 0.001, 1e6)
     section.end()
     most = None if gigabytes is None else int(gigabytes * 1e9)
-    given = {key: value for key, value in given.items() if value is not None}
-    return RecordSettings(whole.folder / name, most_bytes=most, **given)
+    return RecordSettings(whole.folder / name, most_bytes=most, **_given(given))
 
 
-def _page(whole: Section) -> PageAddress | None:
+def _page(whole: Section) -> PageSettings | None:
     value = whole.get("page")
     if value is None or value is False:
         return None
     section = Section({} if value is True else value, ("page",), whole.place, whole.folder, "page")
-    page = PageAddress(
-        section.text("host") or "127.0.0.1", _or(section.number("port", 0, 65535, whole=True), 8080),
-        section.secret("token"),
-    )  # fmt: skip
+    given = {
+        "host": section.text("host"),
+        "port": section.number("port", 0, 65535, whole=True),
+        "token": section.secret("token"),
+        "fps": section.number("fps", 0.1, 240),
+    }
     section.end()
-    return page
+    return PageSettings(**_given(given))
 
 
 def _link(whole: Section, key: str, protocols: tuple[str, ...]) -> LinkSettings | None:
@@ -265,7 +271,9 @@ def _link(whole: Section, key: str, protocols: tuple[str, ...]) -> LinkSettings 
     is_url = isinstance(value, str)
     section = Section({"url": value} if is_url else value, () if is_url else (key,), whole.place, whole.folder, key)
     url, user, password = section.secret("url"), section.text("user"), section.secret("password")
-    secret = section.secret("secret") if key == "webhook" else None
+    hook = key == "webhook"
+    secret = section.secret("secret") if hook else None
+    every = section.number("results_every", 0.1, 86400) if hook else None
     section.end()
     at = (key,) if is_url else ("url",)
     if url is None or url.partition("://")[0].lower() not in protocols or not url.partition("://")[2]:
@@ -280,7 +288,7 @@ def _link(whole: Section, key: str, protocols: tuple[str, ...]) -> LinkSettings 
             parse_mqtt(url)
         except InputError as error:
             raise section.failure(at, str(error)) from error
-    return LinkSettings(url, secret)
+    return LinkSettings(url, secret, every)
 
 
 def _adapt(whole: Section) -> dict[str, float | None]:

@@ -29,10 +29,18 @@ class SourceSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class PageAddress:
+class PageSettings:
     host: str = "127.0.0.1"
+    #: 0 takes a free one.
     port: int = 8080
+    #: What a visitor has to know. None: nothing on a loopback address, a token drawn anew elsewhere.
     token: str | None = dataclasses.field(default=None, repr=False)
+    #: Pictures a second at most.
+    fps: float = 10.0
+    #: Seconds without a result of a feed after which the run is not healthy.
+    healthy_seconds: float = 10.0
+    #: Connections at once; a visitor takes two and one more a feed.
+    clients: int = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +61,14 @@ class RecordSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LinkSettings:
-    """Where events go over the network. Both may hold a password, so neither is printed or logged."""
+    """Where events go over the network. Address and secret may hold a password, so neither is printed or logged."""
 
+    #: mqtt(s):// or http(s)://, with [user:password@]host[:port]/path. Only its host is ever told.
     url: str = dataclasses.field(repr=False)
+    #: Of a webhook: sent as "Authorization: Bearer SECRET".
     secret: str | None = dataclasses.field(default=None, repr=False)
+    #: Of a webhook: seconds between two results that are sent, for each feed. None: events alone.
+    results_seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +85,7 @@ class DetectSettings:
     track: bool = False
     jsonl: str | None = None
     record: RecordSettings | None = None
-    page: PageAddress | None = None
+    page: PageSettings | None = None
     mqtt: LinkSettings | None = None
     webhook: LinkSettings | None = None
     show: bool = False

@@ -47,13 +47,12 @@ def open_outputs(
     if settings.record is not None:
         add(_recording(settings, labels, snapshot, shapes), every=True)
     if settings.page is not None:
-        from deploy.page import Page, PageSettings
+        from deploy.page import Page
 
-        one = settings.page
-        page = Page(PageSettings(one.host, one.port, one.token), labels, snapshot, shapes)
+        page = Page(settings.page, labels, snapshot, shapes)
         add(page)
         # A token that the user chose is known to who shall know it; one that was drawn is told here alone.
-        tell(f"page: {page.address if one.token is None else page.address.partition('?')[0]}")
+        tell(f"page: {page.address if settings.page.token is None else page.address.partition('?')[0]}")
     if settings.mqtt is not None:
         add(_mqtt(settings, labels, snapshot))
     if settings.webhook is not None:
@@ -95,10 +94,10 @@ def _mqtt(settings: DetectSettings, labels: Sequence[str], snapshot: Callable[[]
 
 
 def _webhook(settings: DetectSettings, labels: Sequence[str], snapshot: Callable[[], Snapshot]) -> Output:
-    from deploy.webhook import Webhook, WebhookSettings
+    from deploy.webhook import Webhook
 
     assert settings.webhook is not None
-    return Webhook(WebhookSettings(settings.webhook.url, settings.webhook.secret), labels, snapshot)
+    return Webhook(settings.webhook, labels, snapshot)
 
 
 def _window(

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import socket
 import time
@@ -22,6 +21,7 @@ from importlib import resources
 
 from deploy import metrics
 from deploy.annotate import Shape
+from deploy.detect_settings import PageSettings
 from deploy.errors import InputError
 from deploy.page_pictures import WIDTHS, Pictures
 from deploy.page_server import Access, Handler, PageServer, Route, is_loopback
@@ -32,21 +32,6 @@ from deploy.status import Snapshot
 #: Seconds that a request for another picture or state waits for one.
 _PATIENCE = 5.0
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-
-
-@dataclasses.dataclass(frozen=True)
-class PageSettings:
-    host: str = "127.0.0.1"
-    #: 0 takes a free one.
-    port: int = 8080
-    #: What a visitor has to know. None: nothing on a loopback address, a token drawn anew elsewhere.
-    token: str | None = dataclasses.field(default=None, repr=False)
-    #: Pictures a second at most.
-    fps: float = 10.0
-    #: Seconds without a result of a feed after which the run is not healthy.
-    healthy_seconds: float = 10.0
-    #: Connections at once; a visitor takes two and one more a feed.
-    clients: int = 64
 
 
 class Page:

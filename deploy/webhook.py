@@ -17,6 +17,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from deploy.detect_settings import LinkSettings
 from deploy.errors import InputError
 from deploy.result import Event, Result
 from deploy.result_json import event_json, result_json
@@ -26,16 +27,6 @@ from deploy.status import Snapshot
 _TRIES, _FIRST_WAIT = 3, 0.5
 #: Seconds for one step of a request (a name, a connection, a read), and for a whole one.
 _STEP_SECONDS, _WHOLE_SECONDS = 5.0, 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class WebhookSettings:
-    #: http(s)://[user:password@]host[:port]/path. Often a secret itself, so only its host is ever told.
-    url: str = dataclasses.field(repr=False)
-    #: Sent as "Authorization: Bearer SECRET".
-    secret: str | None = dataclasses.field(default=None, repr=False)
-    #: Seconds between two results that are sent, for each feed; None sends events alone.
-    results_seconds: float | None = None
 
 
 class Webhook:
@@ -48,7 +39,7 @@ class Webhook:
     name = "webhook"
 
     def __init__(
-        self, settings: WebhookSettings, labels: Sequence[str], snapshot: Callable[[], Snapshot] | None = None
+        self, settings: LinkSettings, labels: Sequence[str], snapshot: Callable[[], Snapshot] | None = None
     ) -> None:
         """Raises InputError where the address is none, without repeating it."""
         self._settings, self._labels = settings, labels
@@ -93,7 +84,7 @@ class _Target:
     headers: Mapping[str, str] = dataclasses.field(repr=False)
 
 
-def _parse(settings: WebhookSettings) -> _Target:
+def _parse(settings: LinkSettings) -> _Target:
     law = "a webhook's address is http(s)://host[:port]/path"
     try:
         parts = urllib.parse.urlsplit(settings.url)

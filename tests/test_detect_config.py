@@ -31,11 +31,11 @@ conf: 0.3
 classes: {person: 0.5}
 iou: 0.4
 track: true
-page: {host: 0.0.0.0, port: 8081, token: {file: token.txt}}
+page: {host: 0.0.0.0, port: 8081, token: {file: token.txt}, fps: 5}
 jsonl: seen.jsonl
-record: {folder: recordings, seconds: 60, most_gb: 1.5}
+record: {folder: recordings, seconds: 60, most_gb: 1.5, most_width: 640}
 mqtt: {url: "mqtt://broker:1883/slimdet", user: cam, password: {env: YARD_PASSWORD}}
-webhook: {url: "https://example.org/hook", secret: {env: YARD_PASSWORD}}
+webhook: {url: "https://example.org/hook", secret: {env: YARD_PASSWORD}, results_every: 60}
 adapt: {age_ms: 150, temperature: 75}
 for: 3600
 """
@@ -69,11 +69,14 @@ def test_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (desk.options.width, desk.options.height, desk.options.fps, desk.options.codec) == (1280, 720, 30, "MJPG")
     assert (film.address.text, film.options.realtime, film.options.loop) == (str(tmp_path / "street.mp4"), True, True)
     assert found.page is not None and (found.page.host, found.page.port, found.page.token) == ("0.0.0.0", 8081, "tok-1")
+    assert found.page.fps == 5
     assert found.jsonl == str(tmp_path / "seen.jsonl")
     assert found.record is not None and found.record.folder == tmp_path / "recordings"
     assert (found.record.seconds, found.record.most_bytes, found.record.fps) == (60, 1_500_000_000, 15)
+    assert found.record.most_width == 640
     assert found.mqtt is not None and found.mqtt.url == "mqtt://cam:s%2Fe%40c@broker:1883/slimdet"
     assert found.webhook is not None and found.webhook.secret == "s/e@c"
+    assert found.webhook.results_seconds == 60
     assert (found.most_age, found.most_temperature, found.seconds, found.track) == (150, 75, 3600, True)
     for secret in ("s/e@c", "s%2Fe%40c", "tok-1"):
         assert secret not in repr(found)
@@ -112,6 +115,10 @@ def test_the_least(tmp_path: Path) -> None:
         (LEAST + "webhook: {url: http://h, password: {env: A, file: B}}", "3:26: password is text, {env: NAME}"),
         (LEAST + "webhook: {url: {env: NOT_SET_ANYWHERE}}", "3:11: url comes from the environment, but NOT_SET"),
         (LEAST + "webhook: {url: {file: no.txt}}", "3:11: url comes from no.txt, but No such file"),
+        (LEAST + "webhook: {url: http://h, results_every: 0}", "3:26: results_every is a number from 0.1 to 86400"),
+        (LEAST + "mqtt: {url: mqtt://h, results_every: 9}", "3:23: mqtt has no 'results_every'"),
+        (LEAST + "page: {fps: 0}", "3:8: fps is a number from 0.1 to 240, not 0"),
+        (LEAST + "record: {folder: r, most_width: 1}", "3:21: most_width is a whole number from 16 to 65536, not 1"),
         (LEAST + "adapt: {age_ms: 0}", "3:9: age_ms is a number from 1 to 60000, not 0"),
         (LEAST + "classes: {dog: -1}", "3:11: dog is a number from 0 to 1, not -1"),
         ("model: m\nsources: {a: {address: pattern, size: 1x}}", "2:33: size is WIDTHxHEIGHT"),

@@ -19,8 +19,9 @@ from test_outbox import wait_until
 
 from deploy import page_server
 from deploy.annotate import Shape
+from deploy.detect_settings import PageSettings
 from deploy.errors import InputError
-from deploy.page import Page, PageSettings
+from deploy.page import Page
 
 TOKEN = "let-me-in.42"
 

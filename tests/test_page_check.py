@@ -11,8 +11,9 @@ from feed_values import LABELS
 
 from benchmarks import page_check
 from benchmarks.page_check import Look
+from deploy.detect_settings import PageSettings
 from deploy.errors import GateError, InputError
-from deploy.page import Page, PageSettings
+from deploy.page import Page
 from deploy.source import Frame
 
 GOOD = {"picture": 5, "pixels": 17, "results": "20", "fps": "9.0", "status": "running", "too_wide": 0}

@@ -13,9 +13,10 @@ import pytest
 from feed_values import LABELS
 
 from deploy import webhook
+from deploy.detect_settings import LinkSettings
 from deploy.errors import InputError
 from deploy.outbox import Outbox
-from deploy.webhook import Webhook, WebhookSettings
+from deploy.webhook import Webhook
 
 SECRET = "hunter2"
 
@@ -52,7 +53,7 @@ def quick(monkeypatch) -> None:
 
 def test_an_event_is_posted_as_json_with_the_secret_in_a_header() -> None:
     with server(200) as (url, came):
-        output = Webhook(WebhookSettings(url, SECRET), LABELS)
+        output = Webhook(LinkSettings(url, SECRET), LABELS)
         output.event(feed_values.event("stalled"))
         output.result(feed_values.result(events=(feed_values.event("crossed", line="gate"),)))
         output.close()
@@ -65,7 +66,7 @@ def test_an_event_is_posted_as_json_with_the_secret_in_a_header() -> None:
 
 def test_results_are_sent_every_so_often_for_each_feed() -> None:
     with server(204) as (url, came):
-        output = Webhook(WebhookSettings(url, results_seconds=60), LABELS)
+        output = Webhook(LinkSettings(url, results_seconds=60), LABELS)
         for index in range(3):
             output.result(feed_values.result(index))
             output.result(feed_values.result(index, "yard"))
@@ -75,7 +76,7 @@ def test_results_are_sent_every_so_often_for_each_feed() -> None:
 
 def test_user_and_password_in_the_address_become_a_header() -> None:
     with server(200) as (url, came):
-        Webhook(WebhookSettings(url.replace("//", "//me:a%3Ab@")), LABELS).event(feed_values.event())
+        Webhook(LinkSettings(url.replace("//", "//me:a%3Ab@")), LABELS).event(feed_values.event())
     assert came[0][1]["Authorization"] == "Basic bWU6YTpi"
 
 
@@ -93,7 +94,7 @@ def test_user_and_password_in_the_address_become_a_header() -> None:
 )
 def test_only_what_may_get_better_is_tried_again(codes: tuple[int, ...], tries: int, error: str | None) -> None:
     with server(*codes) as (url, came):
-        output = Webhook(WebhookSettings(url, SECRET), LABELS)
+        output = Webhook(LinkSettings(url, SECRET), LABELS)
         if error is None:
             output.event(feed_values.event())
         else:
@@ -107,7 +108,7 @@ def test_a_server_that_is_not_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     with pytest.raises(InputError, match="127.0.0.1 cannot be reached: Connection refused"):
-        Webhook(WebhookSettings(f"http://127.0.0.1:{port}/{SECRET}"), LABELS).event(feed_values.event())
+        Webhook(LinkSettings(f"http://127.0.0.1:{port}/{SECRET}"), LABELS).event(feed_values.event())
 
 
 def test_a_server_that_is_silent_or_dripping_costs_bounded_time_and_never_slows_the_feed(monkeypatch) -> None:
@@ -115,7 +116,7 @@ def test_a_server_that_is_silent_or_dripping_costs_bounded_time_and_never_slows_
     monkeypatch.setattr(webhook, "_WHOLE_SECONDS", 0.4)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        output = Webhook(WebhookSettings(url), LABELS)
+        output = Webhook(LinkSettings(url), LABELS)
         with pytest.raises(InputError, match="cannot be reached: took too long"):
             output.event(feed_values.event())  # the backlog takes the connection, nobody answers
         for _ in range(3):
@@ -146,13 +147,13 @@ def test_a_server_that_is_silent_or_dripping_costs_bounded_time_and_never_slows_
 )
 def test_an_address_that_is_none_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(InputError) as caught:
-        Webhook(WebhookSettings(url), LABELS)
+        Webhook(LinkSettings(url), LABELS)
     assert SECRET not in str(caught.value)
 
 
 def test_secrets_are_checked_and_never_shown() -> None:
     with pytest.raises(InputError, match="not both"):
-        Webhook(WebhookSettings("http://me:pw@h/", SECRET), LABELS)
+        Webhook(LinkSettings("http://me:pw@h/", SECRET), LABELS)
     with pytest.raises(InputError, match="printable ASCII"):
-        Webhook(WebhookSettings("http://h/", f"{SECRET}\r\nX: y"), LABELS)
-    assert SECRET not in repr(WebhookSettings(f"http://h/{SECRET}", SECRET))
+        Webhook(LinkSettings("http://h/", f"{SECRET}\r\nX: y"), LABELS)
+    assert SECRET not in repr(LinkSettings(f"http://h/{SECRET}", SECRET))
