@@ -255,7 +255,8 @@ class LiveFeed:
 
     def _end(self, process: CaptureProcess, failure: _Failure) -> _Failure:
         self._forget_newest()
-        how = process.end(gently=failure.kind in ("lost", "slow", "resized"))
+        # Of one that dies its pipe ends a moment before itself: waited for, it says by which signal.
+        how = process.end(gently=failure.kind in ("lost", "slow", "resized", "died"))
         return dataclasses.replace(failure, reason=f"{failure.reason} {how}") if failure.kind == "died" else failure
 
     def _take_in(self, process: CaptureProcess, message: Mapping[str, Any], dropped: int, corrupt: int) -> None:
