@@ -17,7 +17,7 @@
     jsonl: seen.jsonl
     record: {folder: recordings, seconds: 600, most_gb: 20, most_width: 1280}
     mqtt: {url: mqtt://broker/slimdet, user: cam, password: {env: MQTT_PASSWORD}}
-    webhook: {url: https://example.org/hook, secret: {env: HOOK_SECRET}, results_every: 60}   # seconds; else events
+    webhook: {url: https://example.org/hook, secret: {env: HOOK_SECRET}, results_every: 60}      # s
     adapt: {age_ms: 150, temperature: 75}
 
 Paths are from the file's own folder.

@@ -14,8 +14,9 @@ import pytest
 from feed_values import LABELS
 
 from deploy import recording
+from deploy.detect_settings import RecordSettings
 from deploy.errors import InputError
-from deploy.recording import Recording, RecordSettings
+from deploy.recording import Recording
 from deploy.result import Result
 from deploy.source import Frame
 
