@@ -209,9 +209,13 @@ class LiveFeed:
         opened: Mapping[str, Any] = {}
         running, decoding = False, process.decoding
         told_dropped, told_corrupt, told_complaints = 0, 0, process.complaints
-        deadline = time.monotonic() + _OPEN_SECONDS + 1
+        # Seconds listened for in vain. A machine that sleeps does not listen: a wait counts as a tick at most, so that
+        # what waits to be heard when it wakes up is heard.
+        silence, most_silence = 0.0, _OPEN_SECONDS + 1
         while not self._stop.is_set():
-            messages = process.messages(min(_TICK_SECONDS, deadline - time.monotonic()))
+            began = time.monotonic()
+            messages = process.messages(_TICK_SECONDS)
+            silence += min(time.monotonic() - began, _TICK_SECONDS)
             if messages is None:
                 return _Failure("died", "the capture's process")
             for message in messages:
@@ -219,20 +223,20 @@ class LiveFeed:
                     return self._failure(process, message, running)
                 if "opened" in message:
                     opened = _checked(message["opened"])
-                    deadline = time.monotonic() + max(_OPEN_SECONDS, 2 * self._options.stall)
+                    silence, most_silence = 0.0, max(_OPEN_SECONDS, 2 * self._options.stall)
                 if "frame" in message:
                     dropped, told_dropped = message["dropped"] - told_dropped, message["dropped"]
                     corrupt, told_corrupt = message["corrupt"] - told_corrupt, message["corrupt"]
                     # One that the decoder complained of, and patched up, is damaged too.
                     self._take_in(process, message, dropped, max(corrupt, process.complaints > told_complaints))
                     told_complaints = process.complaints
-                    deadline = time.monotonic() + self._options.stall
+                    silence, most_silence = 0.0, self._options.stall
                     if not running:
                         running, decoding = True, process.decoding
                         self._running(opened)
             if running and process.decoding != decoding:
                 return _Failure("resized", "its frames have changed their size")
-            if time.monotonic() > deadline:
+            if silence >= most_silence:
                 if running:
                     reason = f"no frame for {self._options.stall:g} s"
                     self._change("stalled", reason, {"seconds": self._options.stall}, reason)

@@ -1,5 +1,7 @@
-"""Where the real weights and pictures are. Tests that need them are skipped, saying so, where they are missing."""
+"""Where the real weights and pictures are: tests that need them are skipped, saying so, where they are missing. And
+what keeps one module's leavings from disturbing the next."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,3 +16,14 @@ def real_data() -> Path:
     if not (_FOLDER / "weights").is_dir():
         pytest.skip(f"no real data: {_FOLDER} is missing; set SLIMDET_DATA to its folder")
     return _FOLDER
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_pauses() -> None:
+    """What earlier modules have left (TensorFlow's graphs: a million objects) is not looked at again.
+
+    Collecting it takes up to two seconds, in which no thread runs: servers that tests start in threads then answer too
+    late, and a feed takes them for dead.
+    """
+    gc.collect()
+    gc.freeze()

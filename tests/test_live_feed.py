@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -103,7 +104,8 @@ def watched(address: str, options: CaptureOptions = QUICK) -> Iterator[Watched]:
 
 
 def test_frames_come_and_are_counted(server: MjpegServer) -> None:
-    with watched(server.address) as one:
+    # Not QUICK: a machine that sleeps for half a second is no stall here.
+    with watched(server.address, CaptureOptions()) as one:
         one.more(10)
         status = one.feed.status()
     assert (status.state, status.live, status.size, status.reason) == ("running", True, (48, 64), "")
@@ -118,7 +120,7 @@ def test_frames_come_and_are_counted(server: MjpegServer) -> None:
         assert frame.pixels.min() == frame.pixels.max()
         assert frame.pixels.flags.owndata and frame.pixels.flags.writeable
         assert 0 < frame.captured <= time.monotonic()
-    assert one.kinds() == ["opening", "running", "ended"]
+    assert one.kinds() == ["opening", "running", "ended"], one.events
     assert one.feed.ended and one.feed.take() is None
 
 
@@ -167,6 +169,27 @@ def test_a_stall_is_noticed_and_survived(server: MjpegServer) -> None:
         assert one.kinds()[-1] == "running"
         assert "again after" in one.events[-1].text
         assert one.feed.status().reconnects == 1
+
+
+def test_a_machine_that_slept_hears_what_came_meanwhile(server: MjpegServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    messages = capture_process.CaptureProcess.messages
+
+    def sleep_once(process: capture_process.CaptureProcess, seconds: float) -> object:
+        if process.slots[0]._map is not None and not slept:  # it has given a frame
+            process._child.send_signal(signal.SIGSTOP)
+            messages(process, 0)  # what it gave before: nothing waits in the pipe
+            slept.append(time.monotonic())
+            time.sleep(2 * QUICK.stall)
+            process._child.send_signal(signal.SIGCONT)
+            return []
+        return messages(process, seconds)
+
+    monkeypatch.setattr(capture_process.CaptureProcess, "messages", sleep_once)
+    with watched(server.address) as one:
+        one.more(10)
+        assert slept
+        assert one.kinds() == ["opening", "running"], one.events
 
 
 def test_a_dropped_connection_is_made_again(server: MjpegServer) -> None:
