@@ -17,7 +17,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls what is meant for a child, with what JSON leaves of values in and out, but leaves TensorFlow's global
     settings alone."""
 
-    def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str, gpu: bool = False) -> Any:
+    def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str, trains: bool = False) -> Any:
         module, _, name = function.partition(":")
         given = json.loads(json.dumps(dict(arguments)))
         return json.loads(json.dumps(getattr(importlib.import_module(module), name)(**given)))

@@ -55,6 +55,21 @@ def test_the_child_sees_neither_the_callers_keras_settings_nor_its_gpu(
         assert child_process.run("os:getenv", {"key": key}, tmp_path, step="look") == value
 
 
+def test_a_training_keeps_its_memory_unless_the_user_says_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen(trains: bool) -> str | None:
+        found: str | None = child_process.run(
+            "os:getenv", {"key": "GLIBC_TUNABLES"}, tmp_path, step="look", trains=trains
+        )
+        return found
+
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert seen(True) == child_process._KEEP_MEMORY["GLIBC_TUNABLES"] and seen(False) is None
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    assert seen(True) == seen(False) == "glibc.malloc.check=0"
+
+
 _WAITING_PARENT = """
 import sys
 sys.path.insert(0, {root!r})

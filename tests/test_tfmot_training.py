@@ -139,7 +139,7 @@ from toolchain.quantization_aware import QuantizationAware, quantization_aware
 from toolchain.sparsity import Sparsity, sparsify
 from toolchain.training import PictureFolder, TrainingData
 
-def run(function, arguments, place, *, step, gpu=False):
+def run(function, arguments, place, *, step, trains=False):
     # As in a child of its own: JSON in, JSON out.
     module, _, name = function.partition(":")
     return json.loads(json.dumps(getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))))

@@ -31,6 +31,15 @@ _ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
+#: glibc gives every large block back to the kernel and takes the next one from it, zeroed page by page, thousands of
+#: times in a training step. A training keeps what it has, in huge pages where the kernel offers them. Other C libraries
+#: do not look at it, and whoever has set it keeps what they set.
+_KEEP_MEMORY = {
+    "GLIBC_TUNABLES": ":".join(
+        f"glibc.malloc.{name}={value}"
+        for name, value in (("arena_max", 1), ("mmap_max", 0), ("trim_threshold", 2**40), ("hugetlb", 1))
+    )
+}
 #: A conversion needs no GPU, and taking one would disturb a training beside it.
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
 _ERROR_CLASSES = {
@@ -46,12 +55,13 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str, gpu: bool = False) -> Any:
+def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str, trains: bool = False) -> Any:
     """Calls "package.module:function" with the keyword arguments (plain JSON values) in a new process; returns its JSON
     value.
 
     place is a folder of the caller's for this call alone; the child may write into it. step is what the user reads in
-    an error: "conversion of 'tiny' to float32". gpu: the child sees the GPUs that the user's environment shows.
+    an error: "conversion of 'tiny' to float32". trains: the child sees the GPUs that the user's environment shows, and
+    keeps the memory that it has.
 
     Raises ConversionError when the process died of a signal or with an error that is none of ours; otherwise what it
     raised.
@@ -60,7 +70,8 @@ def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str, 
     root = str(Path(__file__).resolve().parents[1])
     # An installed package is found as it is; a checkout that is not installed must be put on the path.
     start = _START.format(path=f"root = {root!r}; root in sys.path or sys.path.insert(0, root)")
-    environment = {**os.environ, **_ENVIRONMENT, "KERAS_HOME": str(place), **({} if gpu else _NO_GPU)}
+    first, last = (_KEEP_MEMORY, {}) if trains else ({}, _NO_GPU)
+    environment = {**first, **os.environ, **_ENVIRONMENT, "KERAS_HOME": str(place), **last}
     environment.pop("TF_USE_LEGACY_KERAS", None)
     with open(place / "stderr", "wb") as noise:
         child = subprocess.Popen(

@@ -64,7 +64,7 @@ def train(
         }
         with child_process.followed(told, progress):
             step = f"training of {graph.name!r}"
-            facts = child_process.run("toolchain.train:train_in_child", arguments, place, step=step, gpu=True)
+            facts = child_process.run("toolchain.train:train_in_child", arguments, place, step=step, trains=True)
         return Trained(graph_file.load(after), facts)
 
 
