@@ -1,11 +1,11 @@
 """Measures what fine-tuning wins back after a compression, through the command that everyone has.
 
-    python -m benchmarks.recovery --data FOLDER --out DIR [--only curve|objectives|tiny] [--epochs N]
+    python -m benchmarks.recovery --data FOLDER --out DIR [--only PART] [--epochs N]
 
-FOLDER is laid out as benchmarks.evidence wants it. Trained on trainval940 and calibration200, a tenth of them held out
-to choose the weights by; the 991 test pictures give the final figures alone. DIR receives the builds, recovery.json and
-recovery.md. A build that is interrupted goes on where it was. With a GPU some minutes, on two cores hours: --epochs
-takes less, and the tables say how many there were.
+PART: curve, long, objectives, tiny or tiny_objectives. FOLDER is laid out as benchmarks.evidence wants it. Trained on
+trainval940 and calibration200, a tenth of them held out to choose the weights by; the 991 test pictures give the final
+figures alone. DIR receives the builds, recovery.json and recovery.md. A build that is interrupted goes on where it was.
+With a GPU some minutes, on two cores hours: --epochs takes less, and the tables say how many there were.
 """
 
 from __future__ import annotations
@@ -109,6 +109,19 @@ def curve(data: Path, out: Path, epochs: int) -> list[dict[str, Any]]:
     return found
 
 
+#: What a longer training wants, to which the same pictures would come again and again.
+_MIXED = _GENTLY.replace("mosaic: 0,", "mosaic: 0.5,")
+
+
+def long(data: Path, out: Path, epochs: int) -> dict[str, Any]:
+    """The curve's last network, recovered for three times as many epochs more, with mosaics."""
+    stages = _nano_stages(len(STEPS), epochs)
+    learned = OBJECTIVES["teacher alone"].format(features=_FEATURES)
+    stages.append(f"finetune: {{epochs: {3 * epochs}, {_MIXED}, {learned}}}")
+    click.echo("MobileNetV2-YOLOv3-Nano-voc at half the FLOPs, a longer training", err=True)
+    return built("nano", _NANO, stages, data, out)
+
+
 def objectives(data: Path, out: Path, epochs: int) -> dict[str, Any]:
     """The last step of the curve, recovered in three ways with equal steps, a quarter of the curve's."""
     found = {}
@@ -120,26 +133,48 @@ def objectives(data: Path, out: Path, epochs: int) -> dict[str, Any]:
     return found
 
 
+def _tiny_stages(epochs: int, objective: str = "teacher alone", last: int | None = None) -> list[str]:
+    """last: epochs of the last training, where they are not `epochs`."""
+    before, words = (OBJECTIVES[name].format(features="conv_*_bn") for name in ("teacher alone", objective))
+    return [
+        f"tucker: {{ranks: {{energy: {ENERGY}}}}}",
+        f"finetune: {{epochs: {max(1, epochs // 4)}, batch: 8, {_GENTLY}, {before}}}",
+        # Tucker's inner layers alone: all that the original has keeps its channels, and is compared with it.
+        f"prune: {{flops: {LEFT}, include: [conv_*_tucker_0, conv_*_tucker_1]}}",
+        f"finetune: {{epochs: {last or epochs}, batch: 8, {_GENTLY}, {words}}}",
+    ]
+
+
+def tiny_objectives(data: Path, out: Path, epochs: int) -> dict[str, Any]:
+    """The last step of `tiny`, recovered in three ways with equal steps, a quarter of its own; with labels of VOC's 20
+    classes, which the others of the network's 80 never see."""
+    recipe = {"net": "yolov4-tiny", "names": "coco.names", "data": _LABELLED}
+    found = {}
+    for name in OBJECTIVES:
+        click.echo(f"yolov4-tiny at a third of the FLOPs, {name}", err=True)
+        stages = _tiny_stages(epochs, name, last=max(1, epochs // 4))
+        found[name] = built("tiny_objectives", recipe, stages, data, out)
+    return found
+
+
 def tiny(data: Path, out: Path, epochs: int) -> dict[str, Any]:
     """yolov4-tiny by Tucker and pruning to a third of its FLOPs, recovered from pictures without labels."""
     recipe = {"net": "yolov4-tiny", "names": "coco.names", "data": _ALONE}
-    training = f"batch: 8, {_GENTLY}, features: [conv_*_bn]"
-    stages = (
-        f"tucker: {{ranks: {{energy: {ENERGY}}}}}",
-        f"finetune: {{epochs: {max(1, epochs // 4)}, {training}}}",
-        # Tucker's inner layers alone: all that the original has keeps its channels, and is compared with it.
-        f"prune: {{flops: {LEFT}, include: [conv_*_tucker_0, conv_*_tucker_1]}}",
-        f"finetune: {{epochs: {epochs}, {training}}}",
-    )
     click.echo("yolov4-tiny at a third of the FLOPs, without labels", err=True)
-    found = built("tiny", recipe, stages, data, out)
+    found = built("tiny", recipe, _tiny_stages(epochs), data, out)
     files = {of: out / "tiny" / f"tiny_{of}.tflite" for of in ("original_float32", "float32")}
     times = alternate(files, runs=30, min_secs=1.0, max_secs=120.0)
     ratio, low, high = ratio_interval(times["original_float32"], times["float32"])
     return {**found, "faster": ratio, "faster_low": low, "faster_high": high}
 
 
-PARTS: dict[str, Callable[[Path, Path, int], Any]] = {"curve": curve, "objectives": objectives, "tiny": tiny}
+PARTS: dict[str, Callable[[Path, Path, int], Any]] = {
+    "curve": curve,
+    "long": long,
+    "objectives": objectives,
+    "tiny": tiny,
+    "tiny_objectives": tiny_objectives,
+}
 
 _HEADER = (
     "| network | FLOPs | parameters | mAP of the original | recovered | steps, best epoch |",
@@ -160,9 +195,13 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     if "curve" in found:
         rows = [_row("MobileNetV2-YOLOv3-Nano", row) for row in found["curve"]]
         lines += ["", "## mAP against FLOPs, pruned and recovered step by step", "", *_HEADER, *rows]
-    if "objectives" in found:
-        rows = [_row(f"half the FLOPs, {name}", row) for name, row in found["objectives"].items()]
-        lines += ["", "## What is learned from, at equal steps", "", *_HEADER, *rows]
+    if "long" in found:
+        row = _row("MobileNetV2-YOLOv3-Nano", found["long"])
+        lines += ["", "## The last of them trained on, with mosaics", "", *_HEADER, row]
+    for part, network in (("objectives", "MobileNetV2-YOLOv3-Nano"), ("tiny_objectives", "yolov4-tiny")):
+        if part in found:
+            rows = [_row(name, row) for name, row in found[part].items()]
+            lines += ["", f"## {network}: what is learned from, at equal steps", "", *_HEADER, *rows]
     if "tiny" in found:
         row = found["tiny"]
         faster = f"{row['faster']:.2f} [{row['faster_low']:.2f}, {row['faster_high']:.2f}]"
