@@ -25,6 +25,14 @@ Role = Literal["xy", "wh", "objectness", "classes"]
 ROLES: tuple[Role, ...] = ("xy", "wh", "objectness", "classes")
 
 
+#: How a picture comes to the input's size. letterbox: in its own shape, between bars. stretch: to fill it; the middle
+#: of each pixel shows the picture there. stretch_asymmetric: to fill it too, but pixel (x, y) shows the picture at
+#: (x * its width / input's width, y * its height / input's height), counted from the middle of the first pixel, as
+#: "asymmetric" in ONNX's Resize; so MediaPipe feeds a network on a CPU, and only a file made for it says so.
+Resize = Literal["letterbox", "stretch", "stretch_asymmetric"]
+RESIZES: tuple[Resize, ...] = get_args(Resize)
+
+
 @dataclasses.dataclass(frozen=True)
 class Input:
     """How a picture becomes the input tensor, (1, height, width, 3).
@@ -36,7 +44,7 @@ class Input:
     name: str
     height: int
     width: int
-    resize: Literal["letterbox", "stretch"] = "letterbox"
+    resize: Resize = "letterbox"
     color: Literal["RGB", "BGR"] = "RGB"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (255.0, 255.0, 255.0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.contract import PRECISIONS, ROLES, Contract, Input, PostprocessHead, Scale, Tensor, YoloHead
+from deploy.contract import PRECISIONS, RESIZES, ROLES, Contract, Input, PostprocessHead, Scale, Tensor, YoloHead
 from deploy.errors import ContractError
 
 #: Larger sides, counts and lists than these are no detector that a device runs; they bound what is allocated later.
@@ -106,7 +106,7 @@ def _input(value: object, place: str) -> Input:
         name=_text(fields["name"], f"{place}.name"),
         height=_integer(fields["height"], f"{place}.height", 1, _MOST_PIXELS),
         width=_integer(fields["width"], f"{place}.width", 1, _MOST_PIXELS),
-        resize=_choice(fields["resize"], f"{place}.resize", ("letterbox", "stretch")),
+        resize=_choice(fields["resize"], f"{place}.resize", RESIZES),
         color=_choice(fields["color"], f"{place}.color", ("RGB", "BGR")),
         mean=_per_channel(fields["mean"], f"{place}.mean", -1e6),
         std=_per_channel(fields["std"], f"{place}.std", 1e-6),

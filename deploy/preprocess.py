@@ -16,6 +16,9 @@ import numpy as np
 from deploy.contract import Input, Tensor
 from deploy.errors import ContractError, InputError
 
+#: Longest side of a picture that OpenCV projects.
+_MOST_WARPED = 2**15 - 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
@@ -44,7 +47,7 @@ class Placement:
 
 def place(source_hw: tuple[int, int], input: Input) -> Placement:
     """Where a picture of (height, width) lies. Letterbox keeps its shape, centred between bars, in the whole-number
-    arithmetic of darknet's letterbox_image; stretch fills the input."""
+    arithmetic of darknet's letterbox_image; both ways to stretch fill the input."""
     source_height, source_width = source_hw
     width, height = input.width, input.height
     if input.resize == "letterbox":
@@ -106,7 +109,7 @@ class Preprocessor:
     def __call__(self, bgr: np.ndarray) -> tuple[np.ndarray, Placement]:
         """The tensor (1, height, width, 3) and where the picture lies in it. bgr: uint8 (h, w, 3), neither side 0.
 
-        Raises InputError for another shape or dtype.
+        Raises InputError for another shape or dtype, and for a side that is too long.
         """
         if bgr.dtype != np.uint8 or bgr.ndim != 3 or bgr.shape[2] != 3 or not bgr.size:
             raise InputError(
@@ -119,11 +122,32 @@ class Preprocessor:
             self._resized.fill(self._input.fill)
         x, y = placement.pad_x, placement.pad_y
         window = self._resized[y : y + placement.height, x : x + placement.width]
-        cv2.resize(bgr, (placement.width, placement.height), dst=window, interpolation=cv2.INTER_LINEAR)
+        if self._input.resize == "stretch_asymmetric":
+            _warp(bgr, window)
+        else:
+            cv2.resize(bgr, (placement.width, placement.height), dst=window, interpolation=cv2.INTER_LINEAR)
         if self._input.color == "RGB":
             cv2.cvtColor(self._resized, cv2.COLOR_BGR2RGB, dst=self._colored)
         self._convert()
         return self._tensor, placement
+
+
+def _warp(bgr: np.ndarray, window: np.ndarray) -> None:
+    """Fills window with the picture as MediaPipe does: by a projection of the corners, which OpenCV rounds otherwise
+    than an affine one (mediapipe/calculators/tensor/image_to_tensor_converter_opencv.cc). Raises InputError for a
+    picture beyond its 16-bit places."""
+    if max(bgr.shape) > _MOST_WARPED:
+        raise InputError(
+            f"a picture for MediaPipe's file has sides of at most {_MOST_WARPED} pixels, not {bgr.shape[1]}x"
+            f"{bgr.shape[0]}; make it smaller"
+        )
+    height, width = window.shape[:2]
+    corners = np.array([[0, 1], [0, 0], [1, 0], [1, 1]], np.float32)
+    source, wanted = (corners * np.array(side, np.float32) for side in (bgr.shape[1::-1], (width, height)))
+    projection = cv2.getPerspectiveTransform(source, wanted)
+    cv2.warpPerspective(
+        bgr, projection, (width, height), dst=window, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 def _conversion(table: np.ndarray, input: Input, pixels: np.ndarray, tensor: np.ndarray) -> Callable[[], object]:

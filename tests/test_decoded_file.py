@@ -29,7 +29,7 @@ from deploy.errors import ContractError, ConversionError, InputError
 from deploy.interpreter import Model
 from toolchain import decoded_file
 from toolchain.convert import convert
-from toolchain.decoded_file import CONF, IOU, LIMIT, client_file, decoded, write_decoded
+from toolchain.decoded_file import CONF, IOU, LIMIT, Client, client_file, decoded, write_decoded
 from toolchain.flatbuffer_graph import FlatbufferGraph, unpacked
 from toolchain.package import contract_of
 from toolchain.quantize import Int8
@@ -53,6 +53,11 @@ def own(precision: str = "float32", **input: object) -> tuple[bytes, Contract]:
     contract = contract_of(toy_graph(), body, precision)
     changed = dataclasses.replace(contract.input, **{"resize": "stretch", **input})  # type: ignore[arg-type]
     return body, dataclasses.replace(contract, input=changed)
+
+
+def as_mediapipe_feeds(contract: Contract) -> Contract:
+    """For a file of ours that is to see the very pixels that MediaPipe's shows its network."""
+    return dataclasses.replace(contract, input=dataclasses.replace(contract.input, resize="stretch_asymmetric"))
 
 
 def with_head(contract: Contract, box: str, classes: str, scale_x_y: float) -> Contract:
@@ -95,7 +100,7 @@ def test_it_detects_what_the_own_file_detects(
 ) -> None:
     body, contract = own(precision)
     contract = with_head(contract, box, classes, wide)
-    expected = detections(model_file.write(body, contract), tmp_path)
+    expected = detections(model_file.write(body, as_mediapipe_feeds(contract)), tmp_path)
     content = decoded(body, contract, "mediapipe")
     assert_same(detections(content, tmp_path), expected)
     (tmp_path / "m.tflite").write_bytes(content)
@@ -130,7 +135,8 @@ def test_other_colours_and_channels_are_put_right_inside(
     assert (outside.color, outside.mean, outside.std) == ("RGB", (0.0,) * 3, (1.0,) * 3)
     if precision == "int8":
         # Integers enter the body either way; a float's last bit would grow from layer to layer.
-        assert_same(detections(content, tmp_path), detections(model_file.write(body, contract), tmp_path))
+        same_pixels = model_file.write(body, as_mediapipe_feeds(contract))
+        assert_same(detections(content, tmp_path), detections(same_pixels, tmp_path))
 
 
 def logits_are_the_picture() -> tuple[bytes, Contract]:
@@ -203,6 +209,13 @@ def test_the_body_stays_to_the_bit(precision: str) -> None:
     body_part = after.subgraphs[0].operators[front : front + len(before.subgraphs[0].operators)]
     for old, new in zip(before.subgraphs[0].operators, body_part, strict=True):
         assert (new.inputs, new.outputs, new.builtinOptionsType) == (old.inputs, old.outputs, old.builtinOptionsType)
+
+
+@pytest.mark.parametrize(("client", "resize"), [("mediapipe", "stretch_asymmetric"), ("task-library", "stretch")])
+def test_slimdet_feeds_a_clients_file_as_the_client_does(client: Client, resize: str, tmp_path: Path) -> None:
+    body, contract = own()
+    (tmp_path / "m.tflite").write_bytes(decoded(body, contract, client))
+    assert Detector(tmp_path / "m.tflite").contract.input.resize == resize
 
 
 def test_no_tensor_is_beyond_what_delegates_take() -> None:

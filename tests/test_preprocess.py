@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.contract import Input, Tensor
+from deploy.contract import RESIZES, Input, Tensor
 from deploy.errors import ContractError, InputError
 from deploy.preprocess import Placement, Preprocessor, pixel_table, place, to_source
 
@@ -55,7 +55,7 @@ sides = st.integers(1, 3000)
 
 
 @settings(deadline=None, max_examples=200)
-@given(sides, sides, sides, sides, st.sampled_from(["letterbox", "stretch"]))
+@given(sides, sides, sides, sides, st.sampled_from(RESIZES))
 def test_the_resized_picture_lies_inside_and_keeps_its_shape(
     h: int, w: int, height: int, width: int, resize: str
 ) -> None:
@@ -70,7 +70,7 @@ def test_the_resized_picture_lies_inside_and_keeps_its_shape(
 
 
 @settings(deadline=None, max_examples=200)
-@given(sides, sides, st.sampled_from(["letterbox", "stretch"]), st.lists(st.floats(0, 1), min_size=4, max_size=4))
+@given(sides, sides, st.sampled_from(RESIZES), st.lists(st.floats(0, 1), min_size=4, max_size=4))
 def test_to_source_is_the_inverse(h: int, w: int, resize: str, shares: list[float]) -> None:
     placement = place((h, w), dataclasses.replace(INPUT, resize=resize))
     source = np.sort(np.array(shares).reshape(2, 2), axis=0).reshape(1, 4) * [w, h, w, h]
@@ -100,6 +100,44 @@ def test_the_tensor_is_the_resized_picture_between_grey_bars() -> None:
     expected[5 : 5 + 21] = cv2.resize(source, (64, 21), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(tensor[0], expected[..., ::-1] / np.float32(255))
     assert placement == place((100, 300), INPUT)
+
+
+@pytest.mark.parametrize("source_hw", [(100, 300), (17, 11), (32, 64), (1, 1), (64, 128)])
+def test_asymmetric_stretching_counts_from_the_first_pixel(source_hw: tuple[int, int]) -> None:
+    source = picture(*source_hw)
+    asymmetric = dataclasses.replace(INPUT, resize="stretch_asymmetric")
+    tensor, placement = Preprocessor(asymmetric, quantized("uint8", 1 / 255, 0))(source)
+    assert placement == place(source_hw, dataclasses.replace(INPUT, resize="stretch"))
+    # Between the four pixels around (x * scale, y * scale), the last ones repeated; one number at a time.
+    height, width = source_hw
+    expected = np.empty((32, 64, 3))
+    for y in range(32):
+        for x in range(64):
+            row, column = y * height / 32, x * width / 64
+            top, left = int(row), int(column)
+            down, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            parts = ((top, left), (top, right), (down, left), (down, right))
+            a, b = row - top, column - left
+            weights = ((1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b)
+            expected[y, x] = sum(weight * source[place].astype(float) for weight, place in zip(weights, parts))
+    # OpenCV places each pixel to 1/32 at most, half of that off, in both directions, between values of 0 to 255; and
+    # rounds.
+    most = 2 * 255 / 64 + 0.5
+    np.testing.assert_allclose(tensor[0, ..., ::-1], expected, rtol=0, atol=most)
+    if height % 32 == 0 and width % 64 == 0:
+        np.testing.assert_array_equal(tensor[0, ..., ::-1], source[:: height // 32, :: width // 64])
+
+
+@pytest.mark.parametrize("longest", [2**15 - 2, 2**15 - 1])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_picture_that_cannot_be_projected_is_refused(longest: int, turned: bool) -> None:
+    prepare = Preprocessor(dataclasses.replace(INPUT, resize="stretch_asymmetric"), FLOAT)
+    source = np.full((longest, 2, 3) if turned else (2, longest, 3), 255, np.uint8)
+    if longest == 2**15 - 2:
+        np.testing.assert_array_equal(prepare(source)[0], 1.0)
+        return
+    with pytest.raises(InputError, match=r"at most 32766 pixels, not (2x32767|32767x2); make it smaller"):
+        prepare(source)
 
 
 @pytest.mark.parametrize("color", ["RGB", "BGR"])

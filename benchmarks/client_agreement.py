@@ -1,15 +1,18 @@
-"""How far MediaPipe Tasks' ObjectDetector and slimdet agree on the same network, each with its own file of it.
+"""How far another program and slimdet agree on the same network: MediaPipe Tasks' ObjectDetector, or TensorFlow Lite's
+Task Library.
 
-    python -m benchmarks.mediapipe_agreement --files OWN.tflite CLIENT.tflite --pictures DIR --mediapipe-python PYTHON
+    python -m benchmarks.client_agreement --client mediapipe --files OWN.tflite OWN_mediapipe.tflite --pictures DIR \\
+        --client-python PYTHON
 
-MediaPipe does not share an environment with TensorFlow, so a Python of its own runs its half. Each pair of files is
-compared twice: on the pictures as they are, and on pictures that OpenCV has resized to the network's input, each pixel
-repeated REPEATED times in both directions. Of the latter both programs' own resizing takes the very same pixels: what
-differs in the first comparison and not in the second comes of how MediaPipe resizes, and not of the file.
+Neither shares an environment with TensorFlow, so a Python of its own runs its half, always with the client's file.
+slimdet runs three times: with the client's file; with its own; and with its own on pictures that OpenCV has resized to
+the network's input, each pixel repeated REPEATED times in both directions. Of the latter both programs' resizing takes
+the very same pixels: what differs in the second comparison and not in the third comes of how the client resizes.
+slimdet resizes for MediaPipe's file as MediaPipe does.
 
 A detection's partner is one of the same class whose box overlaps by half at least, best first. A detection that is less
-than 0.02 above the least score needs none: the other side may have it just below. MediaPipe cuts x, y, width and height
-to whole pixels: slimdet's boxes are cut likewise before they are compared.
+than 0.02 above the least score needs none: the other side may have it just below. Both clients cut x, y, width and
+height to whole pixels: slimdet's boxes are cut likewise before they are compared.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import click
 import cv2
@@ -35,6 +38,8 @@ REPEATED = 4
 #: Two scores of one detection may differ by so much.
 MARGIN = 0.02
 _PARTNER_IOU = 0.5
+
+Client = Literal["mediapipe", "task-library"]
 
 #: x1, y1, x2, y2, score, class name.
 Found = list[tuple[float, float, float, float, float, str]]
@@ -57,22 +62,24 @@ def slimdet_detections(own: Path, pictures: list[Path], *, resized: bool) -> lis
 
 
 def whole_pixels(boxes: np.ndarray) -> np.ndarray:
-    """float32 (n, 4) x1, y1, x2, y2 as MediaPipe gives them: x, y, width and height cut to whole numbers."""
+    """float32 (n, 4) x1, y1, x2, y2 as clients give them: x, y, width and height cut to whole numbers."""
     corner, size = np.trunc(boxes[:, :2]), np.trunc(boxes[:, 2:] - boxes[:, :2])
     return np.concatenate([corner, corner + size], axis=1)
 
 
-def mediapipe_detections(python: Path, client: Path, pictures: list[Path], resize: str) -> tuple[list[Found], str]:
-    """What MediaPipe detects, and its version. Raises InputError with its last words when it fails."""
-    script = Path(__file__).with_name("mediapipe_child.py")
-    command = [str(python), str(script), str(client), str(CONF), resize]
+def client_detections(
+    client: Client, python: Path, file: Path, pictures: list[Path], resize: str
+) -> tuple[list[Found], str]:
+    """What the client detects, and its version. Raises InputError with its last words when it fails."""
+    script = Path(__file__).with_name("client_child.py")
+    command = [str(python), str(script), client, str(file), str(CONF), resize]
     names = "".join(f"{path}\n" for path in pictures)
     done = subprocess.run(command, input=names, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
-        raise InputError(f"MediaPipe ended with {done.returncode} on {client}: {last}; its Python is {python}")
+        raise InputError(f"{client} ended with {done.returncode} on {file}: {last}; its Python is {python}")
     told = json.loads(done.stdout.splitlines()[-1])
-    return [[tuple(row) for row in rows] for rows in told["pictures"]], told["mediapipe"]
+    return [[tuple(row) for row in rows] for rows in told["pictures"]], told["version"]
 
 
 def overlap(one: tuple[Any, ...], other: tuple[Any, ...]) -> float:
@@ -99,25 +106,28 @@ def compare(own: Found, other: Found) -> dict[str, Any]:
     return {
         "pairs": pairs,
         "slimdet_alone": alone,
-        "mediapipe_alone": sum(row[4] >= CONF + MARGIN for row in left),
+        "client_alone": sum(row[4] >= CONF + MARGIN for row in left),
     }
 
 
-def agreement(own: Path, client: Path, pictures: list[Path], python: Path, *, resized: bool) -> dict[str, Any]:
+def agreement(
+    own: Path, client: Client, file: Path, pictures: list[Path], python: Path, *, resized: bool
+) -> dict[str, Any]:
     """The figures of one pair of files on all pictures, and each picture's own."""
     size = Detector(own).contract.input
     resize = f"{size.width}x{size.height}x{REPEATED}" if resized else "0"
-    theirs, version = mediapipe_detections(python, client, pictures, resize)
+    theirs, version = client_detections(client, python, file, pictures, resize)
     mine = slimdet_detections(own, pictures, resized=resized)
     rows = [{"picture": path.name, **compare(*both)} for path, *both in zip(pictures, mine, theirs, strict=True)]
     pairs = [pair for row in rows for pair in row["pairs"]]
     overlaps, scores = ([pair[place] for pair in pairs] for place in (0, 1))
     return {
         "own": own.name,
-        "client": client.name,
+        "client": client,
+        "client_file": file.name,
         "pictures": len(pictures),
         "resized_before": resized,
-        "mediapipe": version,
+        "client_version": version,
         "pairs": len(pairs),
         "least_iou": min(overlaps, default=None),
         "median_iou": float(np.median(overlaps)) if overlaps else None,
@@ -125,14 +135,14 @@ def agreement(own: Path, client: Path, pictures: list[Path], python: Path, *, re
         "greatest_score_difference": max(scores, default=None),
         "score_within_0.02": sum(value <= MARGIN for value in scores),
         "slimdet_alone": sum(row["slimdet_alone"] for row in rows),
-        "mediapipe_alone": sum(row["mediapipe_alone"] for row in rows),
+        "client_alone": sum(row["client_alone"] for row in rows),
         "each": rows,
     }
 
 
 _COLUMNS = (
-    "file", "pictures", "pairs", "least IoU", "median IoU", "IoU > 0.95", "greatest score difference", "score ± 0.02",
-    "slimdet alone", "MediaPipe alone",
+    "slimdet's file", "the client's", "pictures", "pairs", "least IoU", "median IoU", "IoU > 0.95",
+    "greatest score difference", "score ± 0.02", "slimdet alone", "client alone",
 )  # fmt: skip
 
 
@@ -145,9 +155,9 @@ def as_markdown(found: list[dict[str, Any]]) -> str:
             for key in ("least_iou", "median_iou", "greatest_score_difference")
         ]
         cells = (
-            row["client"], f"{row['pictures']}{', resized before' if row['resized_before'] else ''}", row["pairs"],
-            figures[0], figures[1], row["iou_above_0.95"], figures[2], row["score_within_0.02"], row["slimdet_alone"],
-            row["mediapipe_alone"],
+            row["own"], row["client_file"], f"{row['pictures']}{', resized before' if row['resized_before'] else ''}",
+            row["pairs"], *figures[:2], row["iou_above_0.95"], figures[2], row["score_within_0.02"],
+            row["slimdet_alone"], row["client_alone"],
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -157,25 +167,27 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
+@click.option("--client", type=click.Choice(get_args(Client)), required=True, help="The other program.")
 @click.option(
     "--files", type=(_FILE, _FILE), multiple=True, required=True,
-    help="slimdet's own file, and the one of the same network for MediaPipe. May be repeated.",
+    help="slimdet's own file, and the one of the same network for the client. May be repeated.",
 )  # fmt: skip
 @click.option("--pictures", type=click.Path(exists=True, file_okay=False), required=True, help="Folder of pictures.")
 @click.option("--count", type=click.IntRange(1), default=50, show_default=True, help="How many, evenly spaced.")
-@click.option("--mediapipe-python", type=_FILE, required=True, help="A Python that has mediapipe.")
+@click.option("--client-python", type=_FILE, required=True, help="A Python that has the client.")
 @json_option("Write every figure here as JSON; - is standard output.")
 @debug_option
-def mediapipe_agreement(
-    files: tuple[tuple[Path, Path], ...], pictures: str, count: int, mediapipe_python: Path, json_file: str | None
-) -> None:
-    """Compare MediaPipe's detections with slimdet's."""
+def client_agreement(
+    client: Client, files: tuple[tuple[Path, Path], ...], pictures: str, count: int, client_python: Path,
+    json_file: str | None,
+) -> None:  # fmt: skip
+    """Compare another program's detections with slimdet's."""
     every = locate(pictures).files
     chosen = [every[index * len(every) // count] for index in range(count)] if len(every) > count else list(every)
     found = [
-        agreement(own, client, chosen, mediapipe_python, resized=resized)
-        for own, client in files
-        for resized in (False, True)
+        agreement(mine, client, theirs, chosen, client_python, resized=resized)
+        for own, theirs in files
+        for mine, resized in ((theirs, False), (own, False), (own, True))
     ]
     if json_file is not None:
         write_json(json_file, {"environment": environment(), "agreement": found})
@@ -184,4 +196,4 @@ def mediapipe_agreement(
 
 
 if __name__ == "__main__":
-    run(mediapipe_agreement, "python -m benchmarks.mediapipe_agreement")
+    run(client_agreement, "python -m benchmarks.client_agreement")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_tflite
 
-from benchmarks.mediapipe_agreement import CONF, MARGIN, agreement, as_markdown, compare, overlap, whole_pixels
+from benchmarks.client_agreement import CONF, MARGIN, agreement, as_markdown, compare, overlap, whole_pixels
 from deploy import model_file
 from deploy.detector import Detector
 from deploy.errors import InputError
@@ -23,14 +23,14 @@ def test_partners_are_of_one_class_and_overlap_by_half() -> None:
     found = compare(own, other)
     # 8 of 10 rows; then 4 of 16 columns; then the wrong class.
     assert found["pairs"] == [(pytest.approx(8 / 10), pytest.approx(0.05))]
-    assert (found["slimdet_alone"], found["mediapipe_alone"]) == (2, 2)
+    assert (found["slimdet_alone"], found["client_alone"]) == (2, 2)
 
 
 def test_each_partner_is_taken_once_and_the_best_first() -> None:
     box = (0.0, 0.0, 10.0, 10.0)
     found = compare([(*box, 0.5, "cat"), (*box, 0.9, "cat")], [(*box, 0.9, "cat")])
     assert found["pairs"] == [(1.0, 0.0)]
-    assert (found["slimdet_alone"], found["mediapipe_alone"]) == (1, 0)
+    assert (found["slimdet_alone"], found["client_alone"]) == (1, 0)
 
 
 def test_who_is_at_the_least_score_needs_no_partner() -> None:
@@ -38,8 +38,8 @@ def test_who_is_at_the_least_score_needs_no_partner() -> None:
     just, above = CONF + MARGIN / 2, CONF + 1.5 * MARGIN
     assert compare([(*box, just, "cat")], [])["slimdet_alone"] == 0
     assert compare([(*box, above, "cat")], [])["slimdet_alone"] == 1
-    assert compare([], [(*box, just, "cat")])["mediapipe_alone"] == 0
-    assert compare([], [(*box, above, "cat")])["mediapipe_alone"] == 1
+    assert compare([], [(*box, just, "cat")])["client_alone"] == 0
+    assert compare([], [(*box, above, "cat")])["client_alone"] == 1
 
 
 def test_boxes_are_cut_to_whole_pixels() -> None:
@@ -69,21 +69,23 @@ def test_files_are_compared_on_pictures(tmp_path: Path, resized: bool) -> None:
     found = Detector(own).detect(shown)
     assert len(found) == 8 * 2
     rows = [[*box, 0.9, "red"] for box in whole_pixels(found.boxes).tolist()][:-1]
-    told = json.dumps({"mediapipe": "9", "pictures": [rows]})
+    told = json.dumps({"version": "9", "pictures": [rows]})
     note = f"open({str(tmp_path / 'seen')!r}, 'w').write(' '.join(sys.argv[1:]) + sys.stdin.read())"
     fake = script(tmp_path / "python", f"print('chatter')\nprint({told!r})\n{note}")
-    result = agreement(own, tmp_path / "client.tflite", [picture], fake, resized=resized)
-    assert (result["pairs"], result["slimdet_alone"], result["mediapipe_alone"]) == (15, 1, 0)
-    assert result["least_iou"] == 1.0 and result["mediapipe"] == "9"
+    result = agreement(own, "task-library", tmp_path / "client.tflite", [picture], fake, resized=resized)
+    assert (result["pairs"], result["slimdet_alone"], result["client_alone"]) == (15, 1, 0)
+    assert result["least_iou"] == 1.0 and result["client_version"] == "9"
     seen = (tmp_path / "seen").read_text()
-    assert f"client.tflite {CONF} {'64x32x4' if resized else '0'}" in seen and seen.endswith(f"{picture}\n")
+    resize = "64x32x4" if resized else "0"
+    assert f"task-library {tmp_path / 'client.tflite'} {CONF} {resize}" in seen and seen.endswith(f"{picture}\n")
     row = as_markdown([result]).splitlines()[-1]
-    assert row.startswith(f"| client.tflite | 1{', resized before' if resized else ''} | 15 | 1.000 | 1.000 | 15 |")
+    before = ", resized before" if resized else ""
+    assert row.startswith(f"| own.tflite | client.tflite | 1{before} | 15 | 1.000 | 1.000 | 15 |")
 
 
 def test_the_other_programs_last_words_are_told(tmp_path: Path) -> None:
     body, contract = tiny_tflite.yolo(resize="stretch")
     (tmp_path / "own.tflite").write_bytes(model_file.write(body, contract))
     fake = script(tmp_path / "python", "sys.exit('No module named mediapipe')")
-    with pytest.raises(InputError, match="ended with 1 on .*client.tflite: No module named mediapipe"):
-        agreement(tmp_path / "own.tflite", tmp_path / "client.tflite", [], fake, resized=False)
+    with pytest.raises(InputError, match="mediapipe ended with 1 on .*client.tflite: No module named mediapipe"):
+        agreement(tmp_path / "own.tflite", "mediapipe", tmp_path / "client.tflite", [], fake, resized=False)
