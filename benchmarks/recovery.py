@@ -133,15 +133,15 @@ def objectives(data: Path, out: Path, epochs: int) -> dict[str, Any]:
     return found
 
 
-def _tiny_stages(epochs: int, objective: str = "teacher alone", last: int | None = None) -> list[str]:
-    """last: epochs of the last training, where they are not `epochs`."""
+def _tiny_stages(epochs: int, last: str, objective: str = "teacher alone") -> list[str]:
+    """last: how long, and on what pictures, the last training learns."""
     before, words = (OBJECTIVES[name].format(features="conv_*_bn") for name in ("teacher alone", objective))
     return [
         f"tucker: {{ranks: {{energy: {ENERGY}}}}}",
         f"finetune: {{epochs: {max(1, epochs // 4)}, batch: 8, {_GENTLY}, {before}}}",
         # Tucker's inner layers alone: all that the original has keeps its channels, and is compared with it.
         f"prune: {{flops: {LEFT}, include: [conv_*_tucker_0, conv_*_tucker_1]}}",
-        f"finetune: {{epochs: {last or epochs}, batch: 8, {_GENTLY}, {words}}}",
+        f"finetune: {{batch: 8, {last}, {words}}}",
     ]
 
 
@@ -152,7 +152,7 @@ def tiny_objectives(data: Path, out: Path, epochs: int) -> dict[str, Any]:
     found = {}
     for name in OBJECTIVES:
         click.echo(f"yolov4-tiny at a third of the FLOPs, {name}", err=True)
-        stages = _tiny_stages(epochs, name, last=max(1, epochs // 4))
+        stages = _tiny_stages(epochs, f"epochs: {max(1, epochs // 4)}, {_GENTLY}", name)
         found[name] = built("tiny_objectives", recipe, stages, data, out)
     return found
 
@@ -161,7 +161,7 @@ def tiny(data: Path, out: Path, epochs: int) -> dict[str, Any]:
     """yolov4-tiny by Tucker and pruning to a third of its FLOPs, recovered from pictures without labels."""
     recipe = {"net": "yolov4-tiny", "names": "coco.names", "data": _ALONE}
     click.echo("yolov4-tiny at a third of the FLOPs, without labels", err=True)
-    found = built("tiny", recipe, _tiny_stages(epochs), data, out)
+    found = built("tiny", recipe, _tiny_stages(epochs, f"epochs: {epochs}, {_MIXED}"), data, out)
     files = {of: out / "tiny" / f"tiny_{of}.tflite" for of in ("original_float32", "float32")}
     times = alternate(files, runs=30, min_secs=1.0, max_secs=120.0)
     ratio, low, high = ratio_interval(times["original_float32"], times["float32"])

@@ -241,11 +241,43 @@ def test_a_distillation_needs_a_teacher(graph: Graph, examples: tuple[Examples, 
         run(graph, examples, distill=1.0)
 
 
-def test_mixed_precision_needs_a_gpu(graph: Graph, examples: tuple[Examples, Examples]) -> None:
-    if devices.gpu_capability() is not None:
-        pytest.skip("this machine has a GPU")
-    with pytest.raises(InputError, match="needs a GPU"):
+def test_mixed_precision_needs_hardware_for_it(
+    graph: Graph, examples: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "gpu_capability", lambda: None)
+    monkeypatch.setattr(devices, "processor_has_amx", lambda: False)
+    with pytest.raises(InputError, match="needs a GPU or a processor with AMX"):
         run(graph, examples, mixed_precision=True)
+
+
+@pytest.mark.parametrize(
+    ("capability", "amx", "asked", "policy"),
+    [
+        (None, True, True, "mixed_bfloat16"),
+        (None, True, None, "float32"),
+        (None, True, False, "float32"),
+        ((6, 1), True, None, "float32"),
+        ((7, 5), False, None, "mixed_float16"),
+        ((8, 0), False, None, "mixed_bfloat16"),
+        ((8, 0), False, False, "float32"),
+    ],
+)
+def test_precision_follows_the_device(
+    capability: tuple[int, int] | None, amx: bool, asked: bool | None, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "gpu_capability", lambda: capability)
+    monkeypatch.setattr(devices, "processor_has_amx", lambda: amx)
+    assert devices.precision(asked) == policy
+
+
+def test_amx_is_what_linux_says(tmp_path: Path) -> None:
+    assert not devices.processor_has_amx(tmp_path)
+    (tmp_path / "proc").mkdir()
+    told = tmp_path / "proc/cpuinfo"
+    told.write_text("model name : a processor\nflags : fpu avx512_bf16 amx_tile\n")
+    assert not devices.processor_has_amx(tmp_path)
+    told.write_text("model name : a processor\nflags : fpu amx_bf16 amx_tile\n")
+    assert devices.processor_has_amx(tmp_path)
 
 
 def test_sixteen_bits_train_too(

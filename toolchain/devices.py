@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -62,15 +63,16 @@ def shared(feeding: Callable[[], Fed], devices: int) -> Any:
 
 def precision(mixed: bool | None) -> str:
     """Keras's policy: 16 bits where the device multiplies them faster, bfloat16 where it can. mixed: asked for, or not;
-    None leaves it to the device. Raises InputError where it is asked for and cannot be had."""
+    None takes them on a GPU alone, for a processor gains little. Raises InputError where it is asked for and cannot be
+    had."""
     capability = gpu_capability()
     if mixed is None:
         mixed = capability is not None and capability >= (7, 0)
     if not mixed:
         return "float32"
-    if capability is None:
-        raise InputError("mixed precision needs a GPU, and there is none; leave mixed_precision out")
-    return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
+    if capability is None and not processor_has_amx():
+        raise InputError("mixed precision needs a GPU or a processor with AMX: here is neither; leave mixed_precision out")
+    return "mixed_bfloat16" if capability is None or capability >= (8, 0) else "mixed_float16"
 
 
 def gpu_capability() -> tuple[int, int] | None:
@@ -90,6 +92,14 @@ def gpu_capability() -> tuple[int, int] | None:
         return None
     capability = tf.config.experimental.get_device_details(found[0]).get("compute_capability", (0, 0))
     return int(capability[0]), int(capability[1])
+
+
+def processor_has_amx(root: Path = Path("/")) -> bool:
+    """Whether the processor multiplies matrices of bfloat16, as Linux tells; others do so by way of float32, slower."""
+    try:
+        return "amx_bf16" in (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return False
 
 
 def device_name() -> str:

@@ -59,7 +59,8 @@ class _Course(Settings):
     multi_scale: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     """Give every epoch an input size of its own, by at most this share larger or smaller than the network's."""
     mixed_precision: bool | None = None
-    """Compute in 16 bits where that is safe. Without it: where the device has hardware for it."""
+    """Compute in 16 bits where that is safe, on a GPU or a processor with AMX. Without it: where there is such a
+    GPU."""
     patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """End when the validation has not been better for so many epochs. Without it: never."""
     tensorboard: bool = False

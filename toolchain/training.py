@@ -74,7 +74,7 @@ class Training:
     distill: float = 0.0
     #: Layers whose outputs are held against the teacher's too: patterns as scope.py has them.
     features: tuple[str, ...] = ()
-    #: Compute in 16 bits where that is safe. None: where the device has hardware for it.
+    #: Compute in 16 bits where that is safe, on a GPU or a processor with AMX. None: where there is such a GPU.
     mixed_precision: bool | None = None
     #: End when the validation has not been better for so many epochs. None: never.
     patience: int | None = None
