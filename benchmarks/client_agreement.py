@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import click
 import cv2
@@ -28,6 +28,7 @@ import numpy as np
 
 from benchmarks.environment import environment
 from deploy.command_line import debug_option, json_option, run, write_json
+from deploy.contract import CLIENTS, Client
 from deploy.detector import Detector
 from deploy.errors import InputError
 from deploy.picture import read_picture
@@ -38,8 +39,6 @@ REPEATED = 4
 #: Two scores of one detection may differ by so much.
 MARGIN = 0.02
 _PARTNER_IOU = 0.5
-
-Client = Literal["mediapipe", "task-library"]
 
 #: x1, y1, x2, y2, score, class name.
 Found = list[tuple[float, float, float, float, float, str]]
@@ -167,7 +166,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--client", type=click.Choice(get_args(Client)), required=True, help="The other program.")
+@click.option("--client", type=click.Choice(CLIENTS), required=True, help="The other program.")
 @click.option(
     "--files", type=(_FILE, _FILE), multiple=True, required=True,
     help="slimdet's own file, and the one of the same network for the client. May be repeated.",

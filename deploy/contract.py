@@ -24,6 +24,9 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Role = Literal["xy", "wh", "objectness", "classes"]
 ROLES: tuple[Role, ...] = ("xy", "wh", "objectness", "classes")
 
+#: Other programs that a file of their own can be written for: MediaPipe Tasks and TensorFlow Lite's Task Library.
+Client = Literal["mediapipe", "task-library"]
+CLIENTS: tuple[Client, ...] = get_args(Client)
 
 #: How a picture comes to the input's size. letterbox: in its own shape, between bars. stretch: to fill it; the middle
 #: of each pixel shows the picture there. stretch_asymmetric: to fill it too, but pixel (x, y) shows the picture at

@@ -21,7 +21,7 @@ from voc_folder import COLORS, add_picture, xml
 
 from benchmarks.accuracy import measure_accuracy
 from deploy import model_file
-from deploy.contract import PRECISIONS, Contract, PostprocessHead, YoloHead
+from deploy.contract import PRECISIONS, Client, Contract, PostprocessHead, YoloHead
 from deploy.decode import decode
 from deploy.detections import Detections
 from deploy.detector import Detector
@@ -29,7 +29,7 @@ from deploy.errors import ContractError, ConversionError, InputError
 from deploy.interpreter import Model
 from toolchain import decoded_file
 from toolchain.convert import convert
-from toolchain.decoded_file import CONF, IOU, LIMIT, Client, client_file, decoded, write_decoded
+from toolchain.decoded_file import CONF, IOU, LIMIT, client_file, decoded, write_decoded
 from toolchain.flatbuffer_graph import FlatbufferGraph, unpacked
 from toolchain.package import contract_of
 from toolchain.quantize import Int8

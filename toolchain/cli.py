@@ -21,15 +21,13 @@ from benchmarks.cli import bench
 from benchmarks.device_command import with_devices
 from deploy.cli import detect
 from deploy.command_line import debug_option, json_option, refuse_to_overwrite, write_atomically, write_json
-from deploy.contract import PRECISIONS
+from deploy.contract import CLIENTS, PRECISIONS, Client
 from deploy.errors import InputError
 from toolchain.carried import carried_recipes
 
 if TYPE_CHECKING:
-    from toolchain.decoded_file import Client
     from toolchain.jobs import Watch
 
-CLIENTS = ("mediapipe", "task-library")
 _BUILD_SIDE = ("tensorflow", "litert_quantizer", "pydantic", "yaml", "rich", "jinja2")
 #: A job that takes longer is named while it runs.
 _QUIET_SECONDS = 2.0

@@ -23,12 +23,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from deploy import interpreter, model_file
-from deploy.contract import Contract, Input, PostprocessHead, Scale, Tensor, YoloHead
+from deploy.contract import Client, Contract, Input, PostprocessHead, Scale, Tensor, YoloHead
 from deploy.decode import decode
 from deploy.detections import Detections
 from deploy.errors import ConversionError
@@ -37,9 +36,7 @@ from toolchain.flatbuffer_graph import FlatbufferGraph
 from toolchain.package import write_opened
 from toolchain.tflite_metadata import Output, with_metadata
 
-Client = Literal["mediapipe", "task-library"]
-CLIENTS: tuple[Client, ...] = ("mediapipe", "task-library")
-NAMES = {"mediapipe": "MediaPipe Tasks", "task-library": "TensorFlow Lite's Task Library"}
+NAMES: Mapping[Client, str] = {"mediapipe": "MediaPipe Tasks", "task-library": "TensorFlow Lite's Task Library"}
 
 #: Fixed in the graph: least score, overlap beyond which the better of two boxes stays, most detections; those of
 #: deploy.Detector.
@@ -71,7 +68,7 @@ def write_decoded(source: Path, client: Client, destination: Path) -> tuple[str,
     )
 
 
-def refuse_letterbox(input: Input, client: str) -> None:
+def refuse_letterbox(input: Input, client: Client) -> None:
     """Raises ConversionError where the network is fed what the client never feeds."""
     if input.resize == "letterbox":
         raise ConversionError(

@@ -71,7 +71,9 @@ def precision(mixed: bool | None) -> str:
     if not mixed:
         return "float32"
     if capability is None and not processor_has_amx():
-        raise InputError("mixed precision needs a GPU or a processor with AMX: here is neither; leave mixed_precision out")
+        raise InputError(
+            "mixed precision needs a GPU or a processor with AMX, and neither is here; leave mixed_precision out"
+        )
     return "mixed_bfloat16" if capability is None or capability >= (8, 0) else "mixed_float16"
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from deploy.contract import Client
 from deploy.errors import InputError
 from toolchain import child_process, graph_file
 from toolchain.cache import digest
 from toolchain.graph import Graph
 
 if TYPE_CHECKING:
-    from toolchain.decoded_file import Client
     from toolchain.quantize import Int8
 
 

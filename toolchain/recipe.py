@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from deploy.contract import Precision
+from deploy.contract import Client, Precision
 from deploy.errors import InputError
 from deploy.strict_yaml import Places, read_yaml
 from toolchain.carried import built_in_networks, carried_recipes
@@ -32,8 +32,6 @@ from toolchain.recipe_checks import check_stages
 from toolchain.recipe_data import Data, Split
 from toolchain.recipe_settings import Impossible, Seed, Settings
 from toolchain.recipe_stages import GraphStage
-
-Client = Literal["mediapipe", "task-library"]
 
 
 class Yolov4(Settings):
