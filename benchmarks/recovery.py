@@ -158,7 +158,8 @@ def tiny_objectives(data: Path, out: Path, epochs: int) -> dict[str, Any]:
 
 
 def tiny(data: Path, out: Path, epochs: int) -> dict[str, Any]:
-    """yolov4-tiny by Tucker and pruning to a third of its FLOPs, recovered from pictures without labels."""
+    """yolov4-tiny by Tucker and pruning to a third of its FLOPs, recovered from pictures without labels; the last
+    training has mosaics."""
     recipe = {"net": "yolov4-tiny", "names": "coco.names", "data": _ALONE}
     click.echo("yolov4-tiny at a third of the FLOPs, without labels", err=True)
     found = built("tiny", recipe, _tiny_stages(epochs, f"epochs: {epochs}, {_MIXED}"), data, out)

@@ -70,8 +70,8 @@ def run(function: str, arguments: Mapping[str, Any], place: Path, *, step: str, 
     root = str(Path(__file__).resolve().parents[1])
     # An installed package is found as it is; a checkout that is not installed must be put on the path.
     start = _START.format(path=f"root = {root!r}; root in sys.path or sys.path.insert(0, root)")
-    first, last = (_KEEP_MEMORY, {}) if trains else ({}, _NO_GPU)
-    environment = {**first, **os.environ, **_ENVIRONMENT, "KERAS_HOME": str(place), **last}
+    defaults, forced = (_KEEP_MEMORY, {}) if trains else ({}, _NO_GPU)
+    environment = {**defaults, **os.environ, **_ENVIRONMENT, "KERAS_HOME": str(place), **forced}
     environment.pop("TF_USE_LEGACY_KERAS", None)
     with open(place / "stderr", "wb") as noise:
         child = subprocess.Popen(
